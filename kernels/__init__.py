@@ -1,0 +1,1 @@
+"""Integer weights, their layouts, and the kernels that read them; knows numpy and driver libraries only."""

@@ -1,0 +1,59 @@
+"""The table of stored layouts, and the two functions that go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from kernels.packing.awq import pack_gemm, pack_gemv, pack_llm_awq, unpack_gemm, unpack_gemv, unpack_llm_awq
+from kernels.packing.compressed_tensors import pack_compressed, unpack_compressed
+from kernels.packing.gptq import pack_gptq, unpack_gptq
+from kernels.packing.integers import IntWeight, Tensors
+from kernels.packing.matmulnbits import pack_matmulnbits, unpack_matmulnbits
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Both directions of one stored layout."""
+
+    pack: Callable[[IntWeight], Tensors]
+    unpack: Callable[[Tensors, tuple[int, int], int], IntWeight]
+
+
+FORMATS: Mapping[str, Layout] = MappingProxyType(
+    {
+        "matmulnbits": Layout(pack_matmulnbits, unpack_matmulnbits),
+        "autoawq-gemm": Layout(pack_gemm, unpack_gemm),
+        "autoawq-gemv": Layout(pack_gemv, unpack_gemv),
+        "llm-awq-v2": Layout(pack_llm_awq, unpack_llm_awq),
+        "gptq": Layout(pack_gptq, unpack_gptq),
+        "compressed-tensors": Layout(pack_compressed, unpack_compressed),
+    }
+)
+
+
+def pack(weight: IntWeight, format: str) -> Tensors:
+    """Stores a weight in the named layout of ``FORMATS``: tensor name → array, as the layout's checkpoints name them.
+
+    Raises ValueError for an unknown name and for a weight that the layout cannot hold without loss.
+    """
+    return _layout(format).pack(weight)
+
+
+def unpack(tensors: Tensors, format: str, shape: tuple[int, int], group_size: int) -> IntWeight:
+    """Reads a weight of ``shape`` (N, K) from the named layout; exact inverse of :func:`pack`.
+
+    Raises ValueError for an unknown name, a missing tensor, a wrong dtype or shape, or values without a meaning.
+    """
+    n, k = shape
+    if n < 1 or k < 1 or group_size < 1 or k % group_size:
+        raise ValueError(f"shape {shape} cannot be divided into groups of {group_size}")
+    return _layout(format).unpack(tensors, shape, group_size)
+
+
+def _layout(name: str) -> Layout:
+    try:
+        return FORMATS[name]
+    except KeyError:
+        raise ValueError(f"unknown layout {name!r}; known: {', '.join(FORMATS)}") from None

@@ -1,0 +1,44 @@
+"""The canonical integer weight: validation, and what it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.packing import IntWeight
+
+
+def arrays(n: int = 2, k: int = 64, group: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    rng = np.random.default_rng(7)
+    q = rng.integers(0, 16, (n, k), dtype=np.uint8)
+    zeros = rng.integers(0, 16, (n, k // group), dtype=np.uint8)
+    return q, zeros, rng.uniform(1e-3, 1, (n, k // group)).astype(np.float16), group
+
+
+def test_dequantize_is_scale_times_distance_from_the_zero_point() -> None:
+    q, zeros, scales, group = arrays()
+    result = IntWeight(q, zeros, scales, group).dequantize()
+    for n in range(2):
+        for k in range(64):
+            exact = (int(q[n, k]) - int(zeros[n, k // group])) * float(scales[n, k // group])
+            assert result[n, k] == np.float32(exact)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": np.full((2, 64), 16, np.uint8)}, "q has the value 16, above 15"),
+        ({"zeros": np.full((2, 2), 17, np.uint8)}, "zeros has the value 17"),
+        ({"zeros": np.zeros((2, 3), np.uint8)}, r"zeros has shape \(2, 3\), expected \(2, 2\)"),
+        ({"scales": np.full((2, 2), np.nan, np.float16)}, "finite"),
+        ({"scales": np.full((2, 2), -1, np.float16)}, "not negative"),
+        ({"scales": np.zeros((2, 2), np.float32)}, "scales is float32"),
+        ({"q": np.zeros((2, 0), np.uint8)}, "non-empty"),
+        ({"group_size": 48}, "48 does not divide the 64"),
+    ],
+)
+def test_what_cannot_be_a_weight_is_refused(change: dict[str, object], message: str) -> None:
+    q, zeros, scales, group = arrays()
+    fields: dict[str, object] = {"q": q, "zeros": zeros, "scales": scales, "group_size": group} | change
+    with pytest.raises(ValueError, match=message):
+        IntWeight(**fields)  # type: ignore[arg-type]
