@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from runtime.tiling import TilingSpec
+
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 
@@ -18,6 +20,7 @@ TileMode = Literal["resize", "crop", "pad", "dynamic", "dynamic_s2"]
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 VisionPrecision = Literal["fp32", "fp16", "int8"]
 DecoderKind = Literal["onnx", "cuda"]
+ImagePlacement = Literal["inline", "first"]
 QuantizationMethod = Literal["rtn", "awq"]
 
 
@@ -108,6 +111,25 @@ class VisionSection:
     preprocess: PreprocessSpec
     tiling: TilingSection
 
+    def tiling_spec(self) -> TilingSpec:
+        """What `runtime.tiling` takes. Raises ConfigError for numbers that contradict each other."""
+        tiling = self.tiling
+        return TilingSpec(
+            mode=self.preprocess.mode,
+            tile_px=tiling.tile_px,
+            patches_per_side=tiling.patches_per_side,
+            min_tiles=tiling.min_tiles,
+            max_tiles=tiling.max_tiles,
+            use_thumbnail=tiling.use_thumbnail,
+            scales_px=tiling.scales_px,
+            resize_output_to_scale_idx=tiling.resize_output_to_scale_idx,
+            downsample=tiling.downsample,
+            tile_all=tiling.tile_all,
+            video_frames=tiling.video_frames,
+            shortest_edge_px=self.preprocess.shortest_edge_px or 0,
+            class_tokens=self.tower.patches_per_tile - tiling.patches_per_side**2,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RoleSegments:
@@ -128,7 +150,11 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class ImagePlaceholder:
-    """How one image stands in the prompt: ``begin_ids``, N times ``token_id``, ``end_ids``, then ``text_after``."""
+    """How one image stands in the prompt: ``begin_ids``, N times ``token_id``, ``end_ids``, then ``text_after``.
+
+    ``placement`` "inline": where the message has it; "first": all images of a message before its texts, which are then
+    joined by ``text_joint``.
+    """
 
     token: Annotated[str, Limits(1, 200)]
     token_id: Annotated[int, Limits(0, 2**31 - 1)]
@@ -136,6 +162,8 @@ class ImagePlaceholder:
     end_ids: Annotated[tuple[int, ...], Limits(0, 64)]
     text_after: Annotated[str, Limits(0, 200)]
     each_tile: bool
+    placement: ImagePlacement
+    text_joint: Annotated[str, Limits(0, 200)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +171,7 @@ class PromptSection:
     """The chat template as literal segments; the runtime has no template engine."""
 
     tokenizer: str
+    bos_ids: Annotated[tuple[int, ...], Limits(0, 16)]
     prefix: Annotated[str, Limits(0, 65536)]
     default_system: Annotated[str | None, Limits(0, 65536)]
     roles: Roles

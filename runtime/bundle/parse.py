@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from runtime.bundle.manifest import MANIFEST_NAME, SCHEMA, DecoderSection, Limits, Manifest, VisionSection
 from runtime.bundle.paths import check_relative
-from runtime.errors import BundleError
+from runtime.errors import BundleError, ConfigError
 
 _T = TypeVar("_T")
 _REBUILD = "build the bundle again: python -m export.build_engines <checkpoint> --out <bundle> --force"
@@ -157,10 +157,15 @@ def _check_consistent(manifest: Manifest) -> None:
             raise _wrong(field, relative, "this file is not listed in files")
     _check_vision(manifest.vision)
     _check_decoder(manifest.decoder)
-    image, vocab = manifest.prompt.image, manifest.decoder.vocab
-    for name, ids in (("begin_ids", image.begin_ids), ("end_ids", image.end_ids)):
+    prompt, vocab = manifest.prompt, manifest.decoder.vocab
+    lists = {
+        "bos_ids": prompt.bos_ids,
+        "image.begin_ids": prompt.image.begin_ids,
+        "image.end_ids": prompt.image.end_ids,
+    }
+    for name, ids in lists.items():
         if any(not 0 <= token < vocab for token in ids):
-            raise _wrong(f"prompt.image.{name}", ids, f"expected token ids below decoder.vocab = {vocab}")
+            raise _wrong(f"prompt.{name}", ids, f"expected token ids below decoder.vocab = {vocab}")
 
 
 def _check_vision(vision: VisionSection) -> None:
@@ -170,6 +175,10 @@ def _check_vision(vision: VisionSection) -> None:
         raise _wrong("vision.tiling.tile_px", tiling.tile_px, expected)
     if len(pairs) != len(tiling.scales_px):
         raise _wrong("vision.projector.scale_inputs", pairs, "expected one pair per item of vision.tiling.scales_px")
+    try:
+        vision.tiling_spec()
+    except ConfigError as problem:
+        raise BundleError(f"{MANIFEST_NAME}: vision.{problem.message}", hint=_REBUILD) from problem
     if any(value <= 0 for value in vision.preprocess.std):
         raise _wrong("vision.preprocess.std", vision.preprocess.std, "expected positive numbers")
 

@@ -63,6 +63,7 @@ def manifest_json() -> dict[str, Any]:
         },
         "prompt": {
             "tokenizer": "tokenizer.json",
+            "bos_ids": [],
             "prefix": "<s>",
             "default_system": None,
             "roles": {
@@ -80,6 +81,8 @@ def manifest_json() -> dict[str, Any]:
                 "end_ids": [],
                 "text_after": "\n",
                 "each_tile": False,
+                "placement": "inline",
+                "text_joint": "",
             },
             "context_tokens": 64,
         },
