@@ -16,7 +16,15 @@ REQUIRES = ["numpy>=1.26", "tokenizers>=0.20", "safetensors>=0.4", "pillow>=10"]
 
 EXTRAS = {
     # Build time: a checkpoint becomes a bundle.
-    "export": ["torch>=2.6", "transformers>=4.57", "einops>=0.8", "onnx>=1.21", "onnxscript>=0.5", "pillow>=10", "jinja2>=3.1"],
+    "export": [
+        "torch>=2.6",
+        "transformers>=4.57",
+        "einops>=0.8",
+        "onnx>=1.21",
+        "onnxscript>=0.5",
+        "pillow>=10",
+        "jinja2>=3.1",
+    ],
     # Run time: one engine library.
     "cpu": ["onnxruntime>=1.23.2"],
     "ort-gpu": ["onnxruntime-gpu>=1.23.2; platform_machine == 'x86_64'"],
@@ -26,7 +34,15 @@ EXTRAS = {
     "video": ["opencv-python-headless>=4.8"],
     # Development.
     "test": ["pytest>=8", "pytest-randomly>=3.15", "hypothesis>=6.100", "setuptools>=77"],
-    "dev": ["pytest>=8", "pytest-randomly>=3.15", "hypothesis>=6.100", "setuptools>=77", "ruff>=0.12", "mypy>=1.15", "import-linter>=2.1"],
+    "dev": [
+        "pytest>=8",
+        "pytest-randomly>=3.15",
+        "hypothesis>=6.100",
+        "setuptools>=77",
+        "ruff>=0.12",
+        "mypy>=1.15",
+        "import-linter>=2.1",
+    ],
 }
 
 
@@ -35,7 +51,7 @@ def version() -> str:
     text = (ROOT / "runtime" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise SystemExit("runtime/version.py has no line __version__ = \"…\"")
+        raise SystemExit('runtime/version.py has no line __version__ = "…"')
     return match.group(1)
 
 

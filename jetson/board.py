@@ -22,7 +22,8 @@ class Board:
     """An NVIDIA Jetson.
 
     ``model``: as the device tree names it. ``l4t``: release of Linux for Tegra as numbers, (36, 4, 3) for R36.4.3; None
-    where its file is missing, as in most containers. ``memory_bytes``: what the kernel hands out, shared by CPU and GPU.
+    where its file is missing, as in most containers. ``memory_bytes``: what the kernel hands out, for CPU and GPU
+    together.
     """
 
     model: str
@@ -33,14 +34,16 @@ class Board:
 def detect(root: Path | None = None) -> Board | None:
     """Recognise the board, or return None on a machine that is not a Jetson.
 
-    ``root`` stands for ``/``; VLM_BOARD_ROOT names another one where it is not given. Raises ConfigError naming the file
-    whose content is not of the documented form.
+    ``root`` stands for ``/``; VLM_BOARD_ROOT names another one where it is not given. Raises ConfigError naming the
+    file whose content is not of the documented form.
     """
     base = root if root is not None else Path(os.environ.get("VLM_BOARD_ROOT", "/"))
     model = _text(base / "proc/device-tree/model")
     if model is None or "jetson" not in model.lower():
         return None
-    return Board(model=model, l4t=_l4t(base / "etc/nv_tegra_release"), memory_bytes=_memory_bytes(base / "proc/meminfo"))
+    return Board(
+        model=model, l4t=_l4t(base / "etc/nv_tegra_release"), memory_bytes=_memory_bytes(base / "proc/meminfo")
+    )
 
 
 def _text(path: Path) -> str | None:

@@ -169,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", default="demo", help=f"comma-separated, of {', '.join(SETS)}")
     parser.add_argument("--torch", action="store_true", help=f"install {TORCH} too")
     parser.add_argument("--venv", help="folder of the environment (default: VLM_VENV, else .venv)")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="arguments of python after --; none: make it ready only")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="arguments of python after --; none: make it ready only"
+    )
     options = parser.parse_args(argv)
     try:
         python = ensure(venv_path(options.venv), options.sets.split(","), options.torch)

@@ -2,9 +2,9 @@
 
     python scripts/lock.py            # needs uv on PATH, or VLM_UV
 
-One file serves Python 3.10 to 3.13 on x86-64 and aarch64 through environment markers. A comment above each package names
-the sets that need it. torch is not in the lock, because the build to take depends on the machine (docs/install.md);
-what torch itself needs is.
+One file serves Python 3.10 to 3.13 on x86-64 and aarch64 through environment markers. A comment above each package
+names the sets that need it. torch is not in the lock, because the build to take depends on the machine
+(docs/install.md); what torch itself needs is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,15 @@ def resolve(requirements: list[str], constraints: str = "") -> str:
         source, limits = Path(folder, "in.txt"), Path(folder, "constraints.txt")
         source.write_text("\n".join(requirements) + "\n")
         limits.write_text(constraints)
-        command = [os.environ.get("VLM_UV", "uv"), "pip", "compile", "--quiet", "--universal", "--python-version", "3.10"]
+        command = [
+            os.environ.get("VLM_UV", "uv"),
+            "pip",
+            "compile",
+            "--quiet",
+            "--universal",
+            "--python-version",
+            "3.10",
+        ]
         command += ["--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
         command += ["--constraint", str(limits), str(source)]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout

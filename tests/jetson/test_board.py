@@ -10,7 +10,7 @@ from jetson.board import Board, detect
 from runtime.errors import ConfigError
 
 MODEL = b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"
-RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
 MEMINFO = "MemTotal:        7802928 kB\nMemFree:         1000000 kB\n"
 
 

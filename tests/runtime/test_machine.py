@@ -35,7 +35,14 @@ def test_cores_count_the_affinity_mask_of_this_process() -> None:
     [
         ({"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/cpu.max": "150000 100000\n"}, 1.5),
         ({"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/cpu.max": "50000 100000"}, 0.5),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000",
+                "sys/fs/cgroup/a/cpu.max": "50000 100000",
+            },
+            0.5,
+        ),
         ({"proc/self/cgroup": "0::/host/only\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2.0),
         (
             {
@@ -57,7 +64,9 @@ def test_cores_count_the_affinity_mask_of_this_process() -> None:
     ],
     ids=["v2", "v2-unlimited", "v2-parent-is-tighter", "v2-container-sees-the-mount", "v1", "v1-unlimited", "none"],
 )
-def test_quota_of_the_control_group_is_the_tightest_on_the_way_up(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+def test_quota_of_the_control_group_is_the_tightest_on_the_way_up(
+    tmp_path: Path, files: dict[str, str], quota: float | None
+) -> None:
     assert machine.cpu(write(tmp_path, files)).quota == quota
 
 
