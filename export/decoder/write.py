@@ -1,0 +1,124 @@
+"""Writes the files of the ONNX decoder: graph, external data and token table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.decoder.checkpoint import DecoderCheckpoint
+from export.decoder.external_data import DISK_HINT, DataFile, ExternalData
+from export.decoder.graph import DecoderGraph
+from export.decoder.quantize import check_group_size
+from export.decoder.stored_linears import LinearStore
+from export.decoder.token_embeds import write_token_embeds
+from runtime.errors import ExportError, OutputError
+
+FOLDER = "decoder"
+GRAPH = f"{FOLDER}/decoder.onnx"
+DATA = f"{FOLDER}/decoder.onnx.data"
+TOKEN_EMBEDS = f"{FOLDER}/token_embeds.bin"
+ACCURACY_LEVELS = (0, 1, 4)  # f32, f32 by the engine's choice, int8 activations
+
+Progress = Callable[[int, int], None]
+
+
+def write_decoder(
+    checkpoint: DecoderCheckpoint,
+    out_dir: Path,
+    *,
+    max_seq_len: int,
+    group_size: int = 128,
+    accuracy_level: int = 4,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantises a checkpoint's decoder to int4 and writes it for ONNX Runtime into ``out_dir/decoder/``.
+
+    max_seq_len: positions of the KV cache, up to what the checkpoint was made for. group_size: 128, 64 or 32, dividing
+    every input width. accuracy_level: 4 (int8 activations) or 0 (f32). progress(done, total) counts weight values.
+    Returns the manifest groups ``decoder`` and ``quantization``, and ``files``, the paths relative to ``out_dir``.
+    Memory: a few blocks of rows, whatever the model's size. Raises ExportError, OutputError; files that were begun
+    stay behind for the caller to remove.
+    """
+    _check_request(checkpoint, max_seq_len, group_size, accuracy_level)
+    advance = _counter(checkpoint, progress)
+    try:
+        (out_dir / FOLDER).mkdir(exist_ok=True)
+    except OSError as problem:
+        raise OutputError(f"{out_dir / FOLDER}: {problem.strerror or problem}", hint=DISK_HINT) from problem
+    write_token_embeds(checkpoint, out_dir / TOKEN_EMBEDS, advance)
+    with DataFile(out_dir / DATA) as file:
+        external = ExternalData(file)
+        linears = LinearStore(checkpoint, external, group_size, advance)
+        graph = DecoderGraph(
+            checkpoint,
+            external,
+            linears,
+            group_size=group_size,
+            accuracy_level=accuracy_level,
+            max_seq_len=max_seq_len,
+        )
+        model = graph.build()
+    _write_graph(model, out_dir / GRAPH)
+    return {
+        "decoder": _decoder_group(checkpoint, max_seq_len, accuracy_level),
+        "quantization": {
+            "bits": 4,
+            "group_size": group_size,
+            "method": "rtn",
+            "digest": linears.digest.hexdigest(),
+            "head_bits": 4,
+        },
+        "files": [GRAPH, DATA, TOKEN_EMBEDS],
+    }
+
+
+def _check_request(checkpoint: DecoderCheckpoint, max_seq_len: int, group_size: int, accuracy_level: int) -> None:
+    limit = checkpoint.config.max_context
+    if not 1 <= max_seq_len <= limit:
+        message = f"max_seq_len is {max_seq_len}, the checkpoint was made for 1 to {limit} positions"
+        raise ExportError(message, hint=f"--max-seq-len {limit}")
+    if accuracy_level not in ACCURACY_LEVELS:
+        raise ExportError(f"accuracy level {accuracy_level} is none of {ACCURACY_LEVELS}", hint="4 is the default")
+    for linear in checkpoint.linears():
+        check_group_size(linear.name, linear.k, group_size)
+
+
+def _counter(checkpoint: DecoderCheckpoint, progress: Progress | None) -> Callable[[int], None]:
+    total = checkpoint.embed_rows * checkpoint.config.hidden + sum(each.n * each.k for each in checkpoint.linears())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return advance
+
+
+def _write_graph(model: onnx.ModelProto, path: Path) -> None:
+    with DataFile(path) as file:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))  # by path, so that it finds the external data
+
+
+def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int, accuracy_level: int) -> dict[str, Any]:
+    c = checkpoint.config
+    return {
+        "kinds": ["onnx"],
+        "hidden": c.hidden,
+        "layers": c.layers,
+        "heads": c.heads,
+        "kv_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "ffn": c.ffn,
+        "vocab": checkpoint.vocab,
+        "max_seq_len": max_seq_len,
+        "rope_theta": c.rope_theta,
+        "rms_eps": c.rms_eps,
+        "onnx": {"file": GRAPH, "data": DATA, "accuracy_level": accuracy_level},
+        "token_embeds": {"file": TOKEN_EMBEDS, "dtype": "f16", "shape": [checkpoint.embed_rows, c.hidden]},
+    }

@@ -1,0 +1,64 @@
+"""Opens ONNX Runtime sessions for the decoder: options, and its exceptions in our words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BundleError, EngineError
+
+INSTALL_HINT = "pip install 'jetson-vlm[cpu]'"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """threads: of one operator. spin: whether idle threads burn their core while they wait for the next operator."""
+
+    threads: int
+    spin: bool
+
+
+def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
+    """(the onnxruntime module, an InferenceSession on the CPU) for a graph with its external data beside it.
+
+    Weights stay mapped until the engine has packed them. The arena is off: it keeps the peak of the longest prefill.
+    Raises EngineError without the library, BundleError for a file that it refuses.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as problem:
+        raise EngineError(f"the decoder 'onnx' needs onnxruntime: {problem}", hint=INSTALL_HINT) from problem
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
+    try:
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except ort_errors() as problem:
+        message = f"{model}: ONNX Runtime {ort.__version__} refuses it: {problem}"
+        raise BundleError(message, hint="build it again") from problem
+    return ort, session
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that the library raises."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return (*(getattr(state, name) for name in names), RuntimeError)
