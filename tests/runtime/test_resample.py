@@ -76,9 +76,7 @@ def test_a_region_equals_the_cut_of_the_whole(
 ) -> None:
     top = data.draw(st.integers(0, out_height - 1))
     left = data.draw(st.integers(0, out_width - 1))
-    region = Region(
-        top, left, data.draw(st.integers(1, out_height - top)), data.draw(st.integers(1, out_width - left))
-    )
+    region = Region(top, left, data.draw(st.integers(1, out_height - top)), data.draw(st.integers(1, out_width - left)))
     rgb = picture(height, width)
     whole = pillow(rgb, out_height, out_width, name)
     part = ours(rgb, out_height, out_width, name, region=region)
