@@ -187,7 +187,22 @@ def render(
 
 
 def _wrapped(segments: RoleSegments, content: list[Piece]) -> list[Piece]:
+    if segments.trim:
+        content = _trimmed(content)
     return [Piece(segments.open, True), *content, Piece(segments.close, True)]
+
+
+def _trimmed(content: list[Piece]) -> list[Piece]:
+    """The pieces without white space at both ends of their joined text."""
+    pieces = list(content)
+    while pieces and not pieces[0].text.strip():
+        del pieces[0]
+    while pieces and not pieces[-1].text.strip():
+        del pieces[-1]
+    if pieces:
+        pieces[0] = Piece(pieces[0].text.lstrip(), pieces[0].literal)
+        pieces[-1] = Piece(pieces[-1].text.rstrip(), pieces[-1].literal)
+    return pieces
 
 
 def _segments(prompt: PromptSection, role: Role) -> RoleSegments:

@@ -41,7 +41,7 @@ class PieceTokenizer:
         self.tokenizer = _load(description)
         added = {item["content"]: item for item in description.get("added_tokens") or []}
         for content, token_id in special_tokens.items():
-            if content not in added or added[content]["id"] != token_id:
+            if content not in added or self.tokenizer.token_to_id(content) != token_id:
                 raise BundleError(
                     f"prompt.special_tokens[{content!r}] = {token_id}: not an added token of the tokenizer",
                     hint="build the bundle again with --force",

@@ -133,10 +133,11 @@ class VisionSection:
 
 @dataclass(frozen=True, slots=True)
 class RoleSegments:
-    """Literal text before and after what a role says."""
+    """Literal text before and after what a role says; ``trim`` drops white space at both ends of it first."""
 
     open: Annotated[str, Limits(0, 4096)]
     close: Annotated[str, Limits(0, 4096)]
+    trim: bool
 
 
 @dataclass(frozen=True, slots=True)

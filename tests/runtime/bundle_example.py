@@ -67,9 +67,9 @@ def manifest_json() -> dict[str, Any]:
             "prefix": "<s>",
             "default_system": None,
             "roles": {
-                "system": {"open": "", "close": "\n"},
-                "user": {"open": "USER: ", "close": " "},
-                "assistant": {"open": "ASSISTANT: ", "close": "</s>"},
+                "system": {"open": "", "close": "\n", "trim": False},
+                "user": {"open": "USER: ", "close": " ", "trim": False},
+                "assistant": {"open": "ASSISTANT: ", "close": "</s>", "trim": False},
             },
             "generation_prompt": "ASSISTANT:",
             "stop_ids": [2],
