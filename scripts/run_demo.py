@@ -48,24 +48,32 @@ def caption_command(bundle: str, source: str | None, prompt: str | None) -> list
     return command if source or prompt else [*command, "--truth", TRUTH]
 
 
+def from_root(name: str) -> str:
+    """Write a path that exists relative to the caller's folder as the commands see it, which run in the root."""
+    path = Path.cwd() / Path(name).expanduser()
+    if Path.cwd() == ROOT or not path.exists():
+        return name
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def plan(options: argparse.Namespace) -> list[list[str]]:
     """List the commands, as arguments of python, that the demo runs one after another."""
-    models = [options.model] if options.model else list(CHECKPOINTS)
+    models = [from_root(options.model)] if options.model else list(CHECKPOINTS)
+    source = from_root(options.source) if options.source else None
+    # The embedded truth is worded as the embedded models are taught; another model says the same in other words.
+    source = source or (VIDEO if options.model else None)
     commands = []
     for model in models:
-        folder = Path(model).expanduser()
-        if not (folder if folder.is_absolute() else ROOT / folder).is_dir():
-            folder = Path.cwd() / folder
-        if not (ROOT / folder).is_dir():
+        folder = ROOT / Path(model).expanduser()
+        if not folder.is_dir():
             raise SetupError(f"{model}: no such folder; name a checkpoint (config.json) or a bundle (manifest.json)")
-        bundle = str(folder)
-        if not (ROOT / folder / "manifest.json").is_file():
+        bundle = model
+        if not (folder / "manifest.json").is_file():
             bundle = f"{OUT}/{folder.resolve().name}"
-            commands.append(build_command(str(folder), bundle, options.trace))
+            commands.append(build_command(model, bundle, options.trace))
         elif options.trace:
             raise SetupError(f"{model} is a bundle: --trace needs the checkpoint that it was built from")
-        # Without a model the embedded truth applies; another model's wording need not be that of the truth.
-        commands.append(caption_command(bundle, options.source or (VIDEO if options.model else None), options.prompt))
+        commands.append(caption_command(bundle, source, options.prompt))
     return commands
 
 
