@@ -24,13 +24,14 @@ def statements(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
             waiting += list(ast.iter_child_nodes(node))
 
 
-def names(path: Path) -> set[str]:
-    """Name the modules that ``path`` imports on loading; of ``from a import b`` both ``a`` and ``a.b``."""
+def names(path: Path, everywhere: bool = False) -> set[str]:
+    """Name the modules that ``path`` imports, on loading or ``everywhere``; of ``from a import b`` both a and a.b."""
     found = set()
-    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if everywhere else statements(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif node.module is not None and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 

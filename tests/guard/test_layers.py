@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.imports import PACKAGES, ROOT, names
 
 REFUSE = """
 import importlib.abc, sys
@@ -24,6 +24,51 @@ class Refuse(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 """
 BUILD_TIME = ("torch", "transformers", "einops", "onnx", "onnxscript", "jinja2", "models", "export")
+
+
+# Which of the other packages' modules each package may name; everything below a named module is meant too.
+ALLOWED = {
+    "runtime": {"kernels"},
+    "kernels": set(),
+    "models": {"kernels", "runtime.tiling", "runtime.errors"},
+    "export": {"kernels", "models"}
+    | {
+        f"runtime.{part}" for part in ("bundle", "tiling", "prompt", "errors", "vision", "decoder", "budget", "version")
+    },
+    "jetson": {f"runtime.{part}" for part in ("sources", "types", "errors", "budget", "bundle")},
+}
+# Where one library may be loaded.
+HOMES = {
+    "cv2": ("runtime/sources/", "runtime/drawing"),
+    "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
+    "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_names_only_the_modules_that_the_design_allows(package: str) -> None:
+    strangers = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for name in sorted(names(path, everywhere=True)):
+            top = name.split(".")[0]
+            # `from runtime import version` is `runtime` and `runtime.version`: the package alone says nothing yet.
+            if top not in PACKAGES or top == package or name in PACKAGES:
+                continue
+            if not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[package]):
+                strangers.append(f"{path.relative_to(ROOT)}: {name}")
+    assert strangers == []
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_library_is_loaded_in_its_home_alone(library: str) -> None:
+    strangers = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            place = str(path.relative_to(ROOT))
+            used = any(name.split(".")[0] == library for name in names(path, everywhere=True))
+            if used and not place.startswith(HOMES[library]):
+                strangers.append(place)
+    assert strangers == []
 
 
 def python(code: str, refused: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
