@@ -14,7 +14,6 @@ from typing import Any
 
 from export.decoder.weight_files import WeightFiles
 from export.image_processor import read_image_processor
-from export.prompt_segments import Style
 from runtime.bundle import sha256_file
 from runtime.bundle.manifest import Family, PreprocessSpec, TilingSection
 from runtime.bundle.strict_json import read_json
@@ -41,7 +40,6 @@ class PromptConvention:
     """How the family writes prompts (see `export.prompt_export.PromptRequest`)."""
 
     folders: tuple[Path, ...]
-    styles: tuple[Style, ...]
     image_token_id: int | None
     text_after: str
     each_tile: bool
@@ -53,7 +51,7 @@ class PromptConvention:
 class Checkpoint:
     """A checkpoint folder that was read and checked, weights apart.
 
-    ``vision_files`` decide the vision graphs (weights and configurations), ``files`` everything else about a bundle too.
+    ``vision_files`` (weights and configurations) decide the vision graphs, ``files`` everything about a bundle.
     """
 
     root: Path
@@ -162,7 +160,6 @@ def _read_llava(root: Path, config: dict[str, Any]) -> Checkpoint:
         ),
         prompt=PromptConvention(
             folders=(root,),
-            styles=("parts", "string"),
             image_token_id=image_id if type(image_id) is int else None,
             text_after="\n",
             each_tile=False,
@@ -202,7 +199,6 @@ def _read_vila(root: Path, config: dict[str, Any]) -> Checkpoint:
         tiling=tiling,
         prompt=PromptConvention(
             folders=folders,
-            styles=("string", "parts"),
             image_token_id=None,
             text_after="\n" if mode == "dynamic" else "",
             each_tile=mode == "dynamic",

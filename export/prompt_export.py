@@ -24,6 +24,7 @@ from runtime.bundle.manifest import ImagePlaceholder, PromptSection
 from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
 
+STYLES: tuple[Style, ...] = ("parts", "string")  # a template that writes the image itself is believed first
 MAX_TOKENIZER_BYTES = 64 << 20
 TOKENIZER_NAME = "tokenizer.json"
 _CONTROL = re.compile(r"<.+>|\[.+\]|<\|.*", re.DOTALL)
@@ -33,12 +34,12 @@ _CONTROL = re.compile(r"<.+>|\[.+\]|<\|.*", re.DOTALL)
 class PromptRequest:
     """What the family says about prompts.
 
-    ``folders`` are searched in order for tokenizer, template and generation_config.json. ``styles``: how templates of
-    this family take content, tried in order. ``start_text`` and ``end_text`` are embedded around each image block.
+    ``folders`` are searched in order for tokenizer, template and generation_config.json. ``text_after`` follows an
+    image where the template takes content as one text; a template that takes parts says so itself. ``start_text`` and
+    ``end_text`` are embedded around each image block.
     """
 
     folders: tuple[Path, ...]
-    styles: tuple[Style, ...]
     image_token: str
     image_token_id: int | None
     text_after: str
@@ -64,7 +65,7 @@ def export_prompt(request: PromptRequest) -> PromptExport:
     names = _special_names(request.folders)
     template = read_template(request.template_file) if request.template_file else find_template(request.folders)
     reasons = []
-    for style in request.styles:
+    for style in STYLES:
         try:
             section, conversations = _in_style(request, tokenizer, template, names, style, image_id)
         except ExportError as problem:
@@ -87,6 +88,7 @@ def _in_style(
         begin_ids=tuple(_ids(tokenizer, request.start_text)),
         end_ids=tuple(_ids(tokenizer, request.end_text)),
         text_after=request.text_after,
+        text_after_untiled="",
         each_tile=request.each_tile,
         placement="inline",
         text_joint="",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from export.chat_template import Refusal
-from runtime.bundle.manifest import ImagePlaceholder, PromptSection, Roles, RoleSegments
+from runtime.bundle.manifest import ImagePlaceholder, ImagePlacement, PromptSection, Roles, RoleSegments
 from runtime.errors import ExportError
 from runtime.prompt import ImagePart, Message, render
 
@@ -192,8 +192,10 @@ def derive_image(probe: TemplateProbe, segments: Segments, image: ImagePlacehold
     head, rest = _split(mixed, _A)
     middle = _split(rest, _B)[0]
     if head == before:
-        return replace(image, text_after=text_after, placement="inline", text_joint="")
-    return replace(image, text_after=text_after, placement="first", text_joint=middle)
+        middle = ""
+    placement: ImagePlacement = "inline" if head == before else "first"
+    # A template of this style writes the same after every picture, tiled or not.
+    return replace(image, text_after=text_after, text_after_untiled=text_after, placement=placement, text_joint=middle)
 
 
 def prove(section: PromptSection, probe: TemplateProbe, repeats: dict[int, int], seed: int = 20) -> int:

@@ -130,7 +130,7 @@ class PromptEncoder:
         return self._expand(self._pieces.encode(rest, at_start=False), [message], images)
 
     def _repeats(self, images: Sequence[TileLayout | int]) -> dict[int, int]:
-        """How many placeholders each image has in the text: one, or one per tile. 0: one, without the text after it."""
+        """How many placeholders each image has in the text: one, or one per tile. 0: one, of a picture not tiled."""
         if not self._prompt.image.each_tile:
             return {}
         if len(images) > 1 and not self._tile_all:  # then no picture is tiled, and none is rewritten
@@ -172,8 +172,8 @@ def render(
 ) -> list[Piece]:
     """The text of a conversation, piece by piece.
 
-    ``repeats`` maps an image to its number of placeholders (1 when absent, 0: one without the text after it). With
-    ``open_answer`` the text ends right behind the last message's words; otherwise with the generation prompt.
+    ``repeats`` maps an image to its number of placeholders (1 when absent; 0: one, of a picture that is not tiled).
+    With ``open_answer`` the text ends right behind the last message's words; otherwise with the generation prompt.
     """
     _check_roles(messages, ends_with="assistant" if open_answer else "user")
     pieces = [Piece(prompt.prefix, True)]
@@ -231,7 +231,7 @@ def _content(prompt: PromptSection, message: Message, repeats: dict[int, int]) -
 def _placeholders(prompt: PromptSection, part: ImagePart, repeats: dict[int, int]) -> list[Piece]:
     count = repeats.get(part.index, 1)
     if count == 0:
-        return [Piece(prompt.image.token, True)]
+        return [Piece(prompt.image.token + prompt.image.text_after_untiled, True)]
     return [Piece(prompt.image.token + prompt.image.text_after, True)] * count
 
 

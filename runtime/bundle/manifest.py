@@ -153,6 +153,7 @@ class Roles:
 class ImagePlaceholder:
     """How one image stands in the prompt: ``begin_ids``, N times ``token_id``, ``end_ids``, then ``text_after``.
 
+    With ``each_tile`` all that stands once per tile, and ``text_after_untiled`` follows a picture that is not tiled.
     ``placement`` "inline": where the message has it; "first": all images of a message before its texts, which are then
     joined by ``text_joint``.
     """
@@ -162,6 +163,7 @@ class ImagePlaceholder:
     begin_ids: Annotated[tuple[int, ...], Limits(0, 64)]
     end_ids: Annotated[tuple[int, ...], Limits(0, 64)]
     text_after: Annotated[str, Limits(0, 200)]
+    text_after_untiled: Annotated[str, Limits(0, 200)]
     each_tile: bool
     placement: ImagePlacement
     text_joint: Annotated[str, Limits(0, 200)]

@@ -80,6 +80,7 @@ def manifest_json() -> dict[str, Any]:
                 "begin_ids": [],
                 "end_ids": [],
                 "text_after": "\n",
+                "text_after_untiled": "\n",
                 "each_tile": False,
                 "placement": "inline",
                 "text_joint": "",
