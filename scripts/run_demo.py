@@ -45,7 +45,7 @@ def build_command(checkpoint: str, bundle: str, trace: bool) -> list[str]:
 def caption_command(bundle: str, source: str | None, prompt: str | None) -> list[str]:
     """Return the arguments of python that caption; the embedded video with its own question is scored."""
     command = ["-m", "runtime.caption", bundle, "--source", source or VIDEO, "--prompt", prompt or PROMPT]
-    return command if source or prompt else [*command, "--truth", TRUTH]
+    return command if source or prompt else [*command, "--every-frame", "--truth", TRUTH]
 
 
 def from_root(name: str) -> str:
