@@ -69,7 +69,7 @@ if __name__ == "__main__":
         description="Vision-language models on NVIDIA Jetson: camera frames in, streaming text out",
         long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
-        license="Apache-2.0",
+        license_expression="Apache-2.0",
         license_files=["LICENSE"],
         python_requires=">=3.10,<3.14",
         packages=packages(),

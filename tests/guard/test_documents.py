@@ -64,7 +64,7 @@ def shown_commands() -> list[tuple[str, list[str]]]:
                 found.append((words[2], words[3:]))
             elif words and words[0] == "python" and words[1:]:
                 found.append((words[1], words[2:]))
-            elif words and words[0].startswith("scripts/"):
+            elif words and words[0].startswith("scripts/") and "*" not in words[0]:
                 found.append((words[0], words[1:]))
     return found
 
