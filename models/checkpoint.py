@@ -1,0 +1,201 @@
+"""Loads a checkpoint directory, whatever layout it has, without unpickling and without code from the checkpoint.
+
+    model, family = load_checkpoint("models/demo/demo-llava")
+
+Layouts: LLaVA as transformers writes it (``LlavaForConditionalGeneration``), LLaVA as its authors publish it, and the
+three folders ``llm/ vision_tower/ mm_projector/`` of VILA and NVILA. Weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from transformers.initialization import no_init_weights
+
+from models.llava import LlavaLlamaConfig, LlavaLlamaForCausalLM
+from models.nvila import NVILAQwen2
+from models.projector import build_vision_projector
+from models.vision_tower import tower_class_named, vision_weight_name
+from models.weights import default_dtype, load_strict, read_json
+from runtime.errors import ExportError
+
+HF_LLAVA, ORIGINAL_LLAVA, NVILA = "hf-llava", "original-llava", "nvila"
+_FAMILIES = {HF_LLAVA: "llava", ORIGINAL_LLAVA: "llava", NVILA: "nvila"}
+_SUPPORTED = "LlavaForConditionalGeneration, LlavaLlamaForCausalLM and VILA's LlavaLlamaModel on Qwen2 are supported"
+_RENAMED = (
+    # transformers 5 and 4.52+ in memory; the older names that transformers still writes to disk come second
+    (re.compile(r"^(?:model\.)?vision_tower\.(.+)$"), "tower"),
+    (re.compile(r"^(?:model\.)?multi_modal_projector\.linear_1\.(.+)$"), r"model.mm_projector.0.\1"),
+    (re.compile(r"^(?:model\.)?multi_modal_projector\.linear_2\.(.+)$"), r"model.mm_projector.2.\1"),
+    (re.compile(r"^model\.language_model\.(?!model\.|lm_head\.)(.+)$"), r"model.\1"),
+    (re.compile(r"^(?:model\.)?language_model\.model\.(.+)$"), r"model.\1"),
+    (re.compile(r"^(?:model\.)?language_model\.lm_head\.(.+)$"), r"lm_head.\1"),
+)
+
+Model = LlavaLlamaForCausalLM | NVILAQwen2
+
+
+def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Any, str]:
+    """(model, "llava" or "nvila") from a checkpoint directory, in evaluation mode, its ``tokenizer`` set.
+
+    ``dtype``: what the weights are converted to; None keeps the stored one. Raises ExportError for a directory that
+    is not a supported checkpoint, for missing, truncated, unknown or misshapen weights, and for pickle files.
+    """
+    directory = Path(path)
+    layout = checkpoint_layout(directory)
+    if layout == NVILA:
+        model: Any = NVILAQwen2.load_pretrained(directory, dtype=dtype)
+    else:
+        model = _load_hf(directory, dtype) if layout == HF_LLAVA else _load_original(directory, dtype)
+        model.tokenizer = load_tokenizer(directory)
+    return model.eval(), _FAMILIES[layout]
+
+
+def checkpoint_layout(directory: Path) -> str:
+    """Which of the three layouts ``directory`` has, from its config.json. Raises ExportError for none of them."""
+    if not directory.is_dir():
+        raise ExportError(f"{directory} is not a directory", hint="give the directory that holds config.json")
+    config = read_json(directory / "config.json")
+    architecture = str((config.get("architectures") or [""])[0])
+    if architecture == "LlavaForConditionalGeneration" or (
+        config.get("model_type") == "llava" and "text_config" in config
+    ):
+        return HF_LLAVA
+    if "llm_cfg" in config or all((directory / part).is_dir() for part in ("llm", "vision_tower", "mm_projector")):
+        return NVILA
+    if architecture in ("LlavaLlamaForCausalLM", "LlavaForCausalLM") or "mm_vision_tower" in config:
+        return ORIGINAL_LLAVA
+    described = architecture or config.get("model_type") or "none named"
+    raise ExportError(f"{directory}/config.json: unknown architecture {described!r}", hint=_SUPPORTED)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a directory, its chat template included where it lies in a file of its own."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ExportError(f"{directory}: the tokenizer cannot be read: {error}", hint="copy tokenizer.json") from error
+    template = directory / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = read_json(template).get("chat_template")
+    return tokenizer
+
+
+def rename_hf_llava(name: str) -> str | None:
+    """The name in ``LlavaLlamaForCausalLM`` of a tensor in transformers' LLaVA layout; None for one that is not
+    needed.
+    """
+    for pattern, replacement in _RENAMED:
+        if match := pattern.match(name):
+            if replacement != "tower":
+                return match.expand(replacement)
+            inside = vision_weight_name(match[1])
+            return None if inside is None else f"model.vision_tower.vision_tower.{inside}"
+    return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def rename_original_llava(name: str) -> str | None:
+    """The same for LLaVA's own layout, which may hold the tower's weights too."""
+    prefix = "model.vision_tower.vision_tower."
+    if name.startswith(prefix):
+        inside = vision_weight_name(name.removeprefix(prefix))
+        return None if inside is None else prefix + inside
+    return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def _load_hf(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForCausalLM:
+    source = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    tower = tower_class_named(source.vision_config.model_type, directory)
+    config = _hf_config(source, directory)
+    with no_init_weights(), default_dtype(dtype or _dtype_of(source)):
+        model = LlavaLlamaForCausalLM(config)
+        processor = tower.processor_class.from_pretrained(_processor_directory(directory))
+        model.model.vision_tower = tower.from_config(source.vision_config, config, processor)
+        model.model.mm_projector = build_vision_projector(config)
+    load_strict(model, directory, named="model", rename=rename_hf_llava, may_lack=_tied(config))
+    _set_image_token(model, directory, source)
+    model.tie_weights()
+    return model
+
+
+def _hf_config(source: Any, directory: Path) -> LlavaLlamaConfig:
+    text = source.text_config
+    if not isinstance(text, LlamaConfig):
+        raise ExportError(f"{directory}: a LLaVA on {text.model_type!r}", hint="Llama decoders are supported")
+    if source.projector_hidden_act != "gelu" or not getattr(source, "multimodal_projector_bias", True):
+        raise ExportError(
+            f"{directory}: projector with {source.projector_hidden_act!r}, bias {source.multimodal_projector_bias}",
+            hint="two linear layers with bias and GELU between them are supported",
+        )
+    strategies = {"default": "patch", "full": "cls_patch"}
+    strategy = source.vision_feature_select_strategy
+    if strategy not in strategies:
+        raise ExportError(f"{directory}: vision_feature_select_strategy is {strategy!r}", hint="default or full")
+    layer = source.vision_feature_layer
+    width = source.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
+    fields = {
+        key: value for key, value in text.to_dict().items() if key not in ("model_type", "architectures", "dtype")
+    }
+    return LlavaLlamaConfig(
+        **fields,
+        mm_projector_type="mlp2x_gelu",
+        mm_hidden_size=width,
+        mm_vision_select_layer=layer,
+        mm_vision_select_feature=strategies[strategy],
+    )
+
+
+def _set_image_token(model: LlavaLlamaForCausalLM, directory: Path, source: Any) -> None:
+    tokenizer = load_tokenizer(directory)
+    index = getattr(source, "image_token_id", None)
+    token = tokenizer.convert_ids_to_tokens(index if index is not None else source.image_token_index)
+    if token is None:
+        raise ExportError(f"{directory}: the tokenizer has no token {source.image_token_index}, the image token")
+    model.image_token = str(token)
+
+
+def _load_original(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForCausalLM:
+    raw = read_json(directory / "config.json")
+    fields = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
+    config = LlavaLlamaConfig(**fields)
+    tower_name = _local_tower(directory, getattr(config, "mm_vision_tower", None))
+    config.mm_vision_tower = str(tower_name)
+    with no_init_weights(), default_dtype(dtype or _dtype_of(config)):
+        model = LlavaLlamaForCausalLM(config)
+    tower: Any = model.get_vision_tower()
+    tower.load_model()
+    optional = frozenset(name for name in model.state_dict() if name.startswith("model.vision_tower."))
+    load_strict(model, directory, named="model", rename=rename_original_llava, may_lack=_tied(config) | optional)
+    model.tie_weights()
+    return model.to(dtype) if dtype else model
+
+
+def _local_tower(directory: Path, name: str | None) -> str | Path:
+    """The tower's directory: inside the checkpoint when it lies there, else the name (a path or in the local cache)."""
+    for candidate in (name, "vision_tower", Path(str(name)).name):
+        if candidate and (directory / candidate / "config.json").is_file():
+            return directory / candidate
+    if name is None:
+        raise ExportError(f"{directory}/config.json names no mm_vision_tower")
+    return name
+
+
+def _processor_directory(directory: Path) -> Path:
+    if not (directory / "preprocessor_config.json").is_file() and not (directory / "processor_config.json").is_file():
+        raise ExportError(
+            f"{directory}/preprocessor_config.json is missing", hint="copy it from the checkpoint's source"
+        )
+    return directory
+
+
+def _tied(config: Any) -> frozenset[str]:
+    return frozenset({"lm_head.weight"}) if config.tie_word_embeddings else frozenset()
+
+
+def _dtype_of(config: Any) -> torch.dtype:
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -1,0 +1,145 @@
+"""VILA's towers: plain, static S² and dynamic S², chosen by the configuration.
+
+Static S² (Shi et al., "When Do We Not Need Larger Vision Models?") runs one square picture at several sizes and
+concatenates the maps. Dynamic S² gets tiles that were already cut (``models.tiling``); the merge is in
+``models.nvila``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.mosaic import merge_chessboard, split_chessboard
+from models.vision_tower import CLIPVisionTower, SiglipVisionTower, VisionTower, tower_class
+from models.weights import model_directory
+from runtime.errors import ExportError
+
+
+def parse_scales(value: str | Sequence[int]) -> list[int]:
+    """Scales in px, ascending, from "448,896,1344" or from integers."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return sorted(int(part) for part in parts)
+
+
+class _Scaled(VisionTower):
+    """A tower that knows its scales; ``hidden_size`` is that of the concatenated maps."""
+
+    def __init__(self, vision_tower: str | Path, args: Any, delay_load: bool = False) -> None:
+        self._read_scales(args)
+        super().__init__(vision_tower, args, delay_load)
+
+    def _read_scales(self, args: Any) -> None:
+        # Before nn.Module's own constructor, so through object: only plain attributes are set.
+        object.__setattr__(self, "scales", parse_scales(args.s2_scales))
+        object.__setattr__(self, "resize_output_to_scale_idx", getattr(args, "s2_resize_output_to_scale_idx", 0) or 0)
+        object.__setattr__(self, "max_split_size", getattr(args, "s2_max_split_size", None) or self.scales[0])
+
+    scales: list[int]
+    resize_output_to_scale_idx: int
+    max_split_size: int
+
+    def load_model(self) -> None:
+        super().load_model()
+        side = self.processed_side
+        size = {"height": side, "width": side}
+        self.image_processor.size = size
+        if getattr(self.image_processor, "crop_size", None) is not None:
+            self.image_processor.crop_size = size
+
+    @property
+    def processed_side(self) -> int:
+        """Side in px of the square that the image processor makes."""
+        return self.scales[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size) * len(self.scales)
+
+
+class _DynamicS2(_Scaled):
+    """Takes tiles of ``scales[0]`` px; a batch only, as the merge counts tiles."""
+
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        assert isinstance(images, Tensor), "a dynamic-S² tower takes a batch of tiles, not a list"
+        return super().forward(images)
+
+
+class _StaticS2(_Scaled):
+    """Takes square pictures of ``scales[-1]`` px; the features of all scales lie side by side on one map."""
+
+    @property
+    def processed_side(self) -> int:
+        return self.scales[-1]
+
+    @torch.no_grad()
+    def features(self, tiles: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, N, D * scales]; maps are brought to the size of ``resize_output_to_scale_idx`` by
+        area.
+        """
+        maps = [self._map_at(tiles, side) for side in self.scales]
+        size = maps[self.resize_output_to_scale_idx].shape[-2:]
+        same = [functional.interpolate(m.float(), size=size, mode="area").to(m.dtype) for m in maps]
+        return torch.cat(same, dim=1).flatten(2).transpose(1, 2)
+
+    def _map_at(self, pictures: Tensor, side: int) -> Tensor:
+        splits = math.ceil(side / self.max_split_size)
+        resized = functional.interpolate(pictures.float(), size=side, mode="bicubic").to(pictures.dtype)
+        pieces = super().features(split_chessboard(resized, splits, splits))
+        if self.select_feature == "cls_patch":
+            pieces = pieces[:, self.class_tokens :]  # a class token has no place on a map
+        return merge_chessboard(pieces, splits, splits)
+
+
+class SiglipVisionTowerS2(_StaticS2, SiglipVisionTower):
+    """SigLIP with static S²."""
+
+
+class SiglipVisionTowerDynamicS2(_DynamicS2, SiglipVisionTower):
+    """SigLIP with dynamic S²."""
+
+
+class CLIPVisionTowerS2(_StaticS2, CLIPVisionTower):
+    """CLIP with static S²; the class token is dropped."""
+
+
+class CLIPVisionTowerDynamicS2(_DynamicS2, CLIPVisionTower):
+    """CLIP with dynamic S²; the class token is dropped."""
+
+    def feature_select(self, image_forward_outs: Any) -> Tensor:
+        features = super().feature_select(image_forward_outs)
+        return features[:, self.class_tokens :] if self.select_feature == "cls_patch" else features
+
+
+def build_vila_vision_tower(model_name_or_path: str | Path, config: Any) -> VisionTower:
+    """VILA's tower from a directory; sets ``config.mm_hidden_size`` to the width of its features.
+
+    ``config.dynamic_s2`` and ``config.s2`` choose the variant. Raises ExportError for a missing directory when
+    ``config.resume_path`` is set, and for an unknown architecture.
+    """
+    if getattr(config, "resume_path", None) and not Path(model_name_or_path).is_dir():
+        raise ExportError(
+            f"no vision tower at {model_name_or_path}", hint="resume_path is set, so weights are expected there"
+        )
+    if getattr(config, "ps3", False):
+        raise ExportError("PS3 towers are not supported", hint="use a checkpoint with ps3 false")
+    directory = model_directory(model_name_or_path)
+    base = tower_class(directory)
+    tower = _variant(base, config)(directory, config)
+    config.mm_hidden_size = tower.feature_size
+    return tower
+
+
+def _variant(base: type[VisionTower], config: Any) -> type[VisionTower]:
+    siglip = base is SiglipVisionTower
+    if getattr(config, "dynamic_s2", False):
+        return SiglipVisionTowerDynamicS2 if siglip else CLIPVisionTowerDynamicS2
+    if getattr(config, "s2", False):
+        return SiglipVisionTowerS2 if siglip else CLIPVisionTowerS2
+    return base
