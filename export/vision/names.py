@@ -1,0 +1,12 @@
+"""Names in the vision graphs and files: what the exporter writes and the runtime binds."""
+
+from __future__ import annotations
+
+OPSET = 18
+TOWER_FILE, PROJECTOR_FILE = "vision_tower.onnx", "vision_projector.onnx"
+TOWER_INPUT, FEATURES, PROJECTOR_OUTPUT = "tiles", "features", "image_embeds"
+
+
+def scale_inputs(scales: int) -> tuple[tuple[str, str], ...]:
+    """Names of the averaging matrices of each scale: height, width."""
+    return tuple((f"area_h_{index}", f"area_w_{index}") for index in range(scales))
