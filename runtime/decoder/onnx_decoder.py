@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.decoder.free_memory import return_free_memory
 from runtime.decoder.ort_session import SessionSettings, open_session, ort_errors
 from runtime.decoder.token_table import TokenTable
 from runtime.errors import BundleError, ClosedError, EngineError, InputError, PromptError
@@ -17,6 +18,7 @@ from runtime.errors import BundleError, ClosedError, EngineError, InputError, Pr
 F32 = npt.NDArray[np.float32]
 
 CHUNK_TOKENS = 512
+TRIM_TOKENS = 64  # from this length on, a prefill takes far longer than giving its memory back
 MAX_SLOTS = 64
 
 
@@ -128,6 +130,8 @@ class OnnxDecoder:
         except BaseException:
             state.length = start
             raise
+        if count >= TRIM_TOKENS:
+            return_free_memory()
         result: F32 = logits[0]
         return result
 

@@ -1,4 +1,4 @@
-"""Rows of the mapped token table."""
+"""Rows of the token table, read one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.decoder.token_table import TokenTable
-from runtime.errors import BundleError, PromptError
+from runtime.errors import BundleError, EngineError, PromptError
 
 
 @pytest.fixture
@@ -53,5 +53,17 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path, size: int) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot be mapped"):
+    with pytest.raises(BundleError, match="cannot be opened"):
         TokenTable(tmp_path / "none.bin", "f16", (10, 6))
+
+
+def test_a_table_that_is_cut_short_while_it_is_open_is_an_error(tmp_path: Path, stored: np.ndarray) -> None:
+    path = tmp_path / "table.bin"
+    path.write_bytes(stored.tobytes())
+    table = TokenTable(path, "f16", (10, 6))
+    with path.open("r+b") as file:
+        file.truncate(60)
+    table.lookup([4])
+    with pytest.raises(EngineError, match="ends inside row 5"):
+        table.lookup([5])
+    table.close()
