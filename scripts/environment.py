@@ -117,7 +117,9 @@ def install(venv: Path, sets: Sequence[str], torch: bool, run: Run) -> None:
     """Install what ``sets`` pin, and torch where it is asked for, into ``venv``."""
     wanted = venv / "requirements.txt"
     wanted.write_text(select(LOCK.read_text(encoding="utf-8"), sets), encoding="utf-8")
-    pip = [str(python_of(venv)), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"]
+    pip = [str(python_of(venv)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    if not sys.stderr.isatty():
+        pip.append("-qq")
     print(f"Installing {', '.join(sets)}{' and ' + TORCH if torch else ''}", file=sys.stderr, flush=True)
     # The lock is closed under dependencies: --no-deps leaves pip nothing to choose.
     run([*pip, "--no-compile", "--no-deps", "--require-hashes", "--requirement", str(wanted)])

@@ -37,11 +37,17 @@ ALLOWED = {
     },
     "jetson": {f"runtime.{part}" for part in ("sources", "types", "errors", "budget", "bundle")},
 }
-# Where one library may be loaded.
+# Where one library may be loaded, at once or lazily.
 HOMES = {
     "cv2": ("runtime/sources/", "runtime/drawing"),
     "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
     "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
+    "torch": ("export/", "models/"),
+    "transformers": ("export/", "models/"),
+    "einops": ("export/", "models/"),
+    "onnx": ("export/",),
+    "onnxscript": ("export/",),
+    "jinja2": ("export/",),
 }
 
 
