@@ -47,7 +47,7 @@ HOMES = {
     "einops": ("export/", "models/"),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
-    "jinja2": ("export/",),
+    "jinja2": ("export/", "models/"),
 }
 
 
