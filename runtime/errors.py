@@ -7,6 +7,7 @@ Each message names the thing, its value and the limit; the hint is a command or 
     ├── ConfigError              3    configuration, manifest-independent settings
     ├── BundleError              4    the bundle on disk: missing, damaged, unknown schema
     ├── EngineError              4    an engine that cannot run or failed while running
+    │   └── BusyError                 its queue is full
     ├── ExportError              4    a checkpoint that cannot be exported
     ├── InputError               2    a prompt, an image, an argument of a request
     │   ├── ImageError
@@ -81,6 +82,10 @@ class EngineError(VlmError):
     """An engine that cannot run here, or failed while running."""
 
     exit_code = 4
+
+
+class BusyError(EngineError):
+    """A session whose queue is full; the request was not taken and may be made again later."""
 
 
 class ExportError(VlmError):

@@ -102,7 +102,7 @@ class PromptEncoder:
         Raises PromptError for roles out of order, images that do not match, or text that cannot be encoded.
         """
         _check_images(messages, images)
-        ids = self._pieces.encode(render(self._prompt, messages, self._repeats(images)))
+        ids = self._pieces.encode(render(self._prompt, messages, self._repeats(messages, images)))
         return self._expand([*self._prompt.bos_ids, *ids], messages, images)
 
     def encode_turn(
@@ -117,7 +117,7 @@ class PromptEncoder:
         if not history or history[-1].role != "assistant":
             raise PromptError("a turn continues a conversation that ends with an answer", hint="use encode()")
         _check_images([message], images)
-        old, repeats = _renumbered(history), self._repeats(images)
+        old, repeats = _renumbered(history), self._repeats([message], images)
         answer_open = render(self._prompt, old, {}, open_answer=True)
         # The images of the history come first; only their number matters, since they are cut off again.
         whole = render(self._prompt, [*old, message], repeats)
@@ -129,13 +129,18 @@ class PromptEncoder:
         rest = _after(whole, sum(len(piece.text) for piece in answer_open))
         return self._expand(self._pieces.encode(rest, at_start=False), [message], images)
 
-    def _repeats(self, images: Sequence[TileLayout | int]) -> dict[int, int]:
+    def _repeats(self, messages: Sequence[Message], images: Sequence[TileLayout | int]) -> dict[int, int]:
         """How many placeholders each image has in the text: one, or one per tile. 0: one, of a picture not tiled."""
+        repeats: dict[int, int] = {}
         if not self._prompt.image.each_tile:
-            return {}
-        if len(images) > 1 and not self._tile_all:  # then no picture is tiled, and none is rewritten
-            return dict.fromkeys(range(len(images)), 0)
-        return {index: 1 if isinstance(image, int) else image.num_tiles for index, image in enumerate(images)}
+            return repeats
+        for message in messages:
+            shown = [part.index for part in message.parts if isinstance(part, ImagePart)]
+            for index in shown:  # of several pictures in one message none is tiled, and none is rewritten
+                image = images[index]
+                tiles = 1 if isinstance(image, int) else image.num_tiles
+                repeats[index] = 0 if len(shown) > 1 and not self._tile_all else tiles
+        return repeats
 
     def _expand(
         self, ids: Sequence[int], messages: Sequence[Message], images: Sequence[TileLayout | int]
@@ -143,7 +148,7 @@ class PromptEncoder:
         """Each placeholder token becomes begin ids, as many placeholders as the block has embeddings, end ids."""
         image = self._prompt.image
         blocks: list[tuple[int, int]] = []  # (image, embeddings)
-        repeats = self._repeats(images)
+        repeats = self._repeats(messages, images)
         for index in _image_order(messages):
             layout = images[index]
             count = layout if isinstance(layout, int) else layout.num_image_tokens

@@ -43,7 +43,7 @@ def check_params(params: GenerationParams) -> None:
 class Sampler:
     """Draws the tokens of one answer.
 
-    ``vocab`` is the width of the logits. ``prompt_ids`` count for the repetition penalty as in transformers; ids outside
+    ``vocab`` is the width of the logits. ``prompt_ids`` count for the repetition penalty as in transformers; ids beyond
     the vocabulary (placeholders of images) do not. One instance serves one answer and one thread.
     Raises InputError for parameters out of range.
     """

@@ -1,0 +1,214 @@
+"""The stages of an answer as functions over the engines; `Session.stream` puts them in their order.
+
+`Request` is what travels through them. Everything from "preprocess" on runs on the session's owner thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle
+from runtime.clock import StageClock
+from runtime.decoder import Decoder
+from runtime.detokenize import Detokenizer
+from runtime.errors import DeadlineError, PromptError
+from runtime.fusion import fuse
+from runtime.preprocess import preprocess
+from runtime.prompt import EncodedPrompt, Message, PromptEncoder
+from runtime.sampling import Sampler, check_params
+from runtime.slots import KvCache, SlotPool
+from runtime.text_stream import Control
+from runtime.tiling import TileLayout
+from runtime.types import Answer, Delta, FinishReason, GenerationParams, ImageArray, Usage
+from runtime.vision import VisionEngine
+
+Embeds = npt.NDArray[np.float32]
+
+PREFILL_CHUNK = 512  # a cancelled request waits for one chunk at most
+_MAX_CHARS_PER_TOKEN = 256  # a prompt beyond this cannot fit and is not tokenised
+
+
+@dataclass(slots=True, eq=False)
+class Picture:
+    """An image of a request: its pixels until the vision engine has seen them, its embeddings from then on."""
+
+    rgb: ImageArray | None
+    layout: TileLayout
+    embeds: Embeds | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One answer on its way through the stages."""
+
+    params: GenerationParams
+    control: Control
+    clock: StageClock
+    pictures: list[Picture]
+    encoded: EncodedPrompt
+    cached_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+
+    def answer(self) -> Answer:
+        """What came out, once the stages are through."""
+        usage = Usage(
+            prompt_tokens=len(self.encoded.token_ids),
+            completion_tokens=len(self.token_ids),
+            image_tokens=self.encoded.num_image_tokens,
+            cached_tokens=self.cached_tokens,
+        )
+        ids, logprobs = tuple(self.token_ids), tuple(self.logprobs)
+        return Answer("".join(self.text), ids, logprobs, self.finish_reason, usage, self.clock.timings())
+
+
+class Pipeline:
+    """The engines of one session, and the stages that need them."""
+
+    def __init__(
+        self, bundle: Bundle, encoder: PromptEncoder, vision: VisionEngine, decoder: Decoder, slots: int
+    ) -> None:
+        self._vision_section = bundle.manifest.vision
+        self.tiling = bundle.manifest.vision.tiling_spec()
+        self._context_tokens = min(decoder.max_seq_len, bundle.manifest.prompt.context_tokens)
+        self._encoder = encoder
+        self._vision = vision
+        self._decoder = decoder
+        self.slots = SlotPool(decoder, slots)
+
+    def encode(self, messages: Sequence[Message], layouts: Sequence[TileLayout]) -> EncodedPrompt:
+        """Stage "prompt". Raises PromptError when no token of an answer would fit behind it; any thread."""
+        chars = sum(len(part) for message in messages for part in message.parts if isinstance(part, str))
+        if chars > self._context_tokens * _MAX_CHARS_PER_TOKEN:
+            raise PromptError(f"a prompt of {chars} characters for a context of {self._context_tokens} tokens")
+        encoded = self._encoder.encode(messages, layouts)
+        if len(encoded.token_ids) >= self._context_tokens:
+            raise PromptError(
+                f"the prompt has {len(encoded.token_ids)} tokens ({encoded.num_image_tokens} of images), "
+                f"the context holds {self._context_tokens} with the answer",
+                hint="shorten the prompt, pass fewer images, or build the bundle with a larger --max-seq-len",
+            )
+        return encoded
+
+    def preprocess(self, picture: Picture) -> npt.NDArray[np.float32] | None:
+        """Stage "preprocess": tiles f32 [T, 3, S, S]; None for a picture whose embeddings are known."""
+        if picture.embeds is not None or picture.rgb is None:
+            return None
+        return preprocess(picture.rgb, picture.layout, self._vision_section)
+
+    def see(self, pictures: Sequence[Picture], tiles: Sequence[Embeds | None]) -> None:
+        """Stage "vision": pictures with tiles get their embeddings f32 [N, D] and let go of their pixels."""
+        for picture, its_tiles in zip(pictures, tiles, strict=True):
+            if its_tiles is not None:
+                picture.embeds = self._vision.encode(its_tiles, picture.layout)
+                picture.rgb = None
+
+    def fuse(self, request: Request, cache: KvCache) -> Embeds:
+        """Stage "fusion": the decoder's input f32 [S, D] for what is not in the KV cache yet."""
+        encoded = request.encoded
+        start = request.cached_tokens = _common_prefix(cache.ids, encoded)
+        self.slots.keep(cache, start)
+        ids = encoded.token_ids[start:]
+        images = [picture.embeds for picture in request.pictures if picture.embeds is not None]
+        blocks = encoded.split_embeds(images)
+        places = [slice(place.start - start, place.stop - start) for place in encoded.image_slices]
+        fresh = [index for index, place in enumerate(places) if place.start >= 0]
+        placeholder = self._encoder.placeholder_id
+        # A placeholder has no row in the token table: any row will do, the image's embeddings replace it.
+        token_embeds = self._decoder.embed(np.where(ids == placeholder, 0, ids).tolist())
+        return fuse(
+            ids, token_embeds, [blocks[i] for i in fresh], [places[i] for i in fresh], placeholder_id=placeholder
+        )
+
+    def prefill(self, request: Request, cache: KvCache, inputs_embeds: Embeds) -> Embeds | None:
+        """Stage "prefill": logits f32 [V] of the last position; None when the request was ended meanwhile."""
+        slot = _slot(cache)
+        new_ids = request.encoded.token_ids[request.cached_tokens :].tolist()
+        logits = None
+        for start in range(0, len(inputs_embeds), PREFILL_CHUNK):
+            if request.control.verdict() is not None:
+                return None
+            chunk = inputs_embeds[start : start + PREFILL_CHUNK]
+            logits = self._decoder.prefill(slot, chunk)[-1]
+            cache.ids += new_ids[start : start + len(chunk)]
+        return logits
+
+    def write(self, request: Request, cache: KvCache, logits: Embeds | None) -> Iterator[Delta]:
+        """Stages "sample", "detokenize" and "decode" in turn, until something ends the answer."""
+        clock, control, ids = request.clock, request.control, request.encoded.token_ids
+        sampler = Sampler(request.params, self._decoder.vocab, ids.tolist())
+        text = Detokenizer(self._encoder.tokenizer, request.params.stop)
+        limit = min(request.params.max_new_tokens, self._context_tokens - len(ids))
+        while True:
+            ended = control.verdict()
+            if ended is not None or logits is None:
+                request.finish_reason = ended or "cancelled"
+                break
+            with clock.stage("sample"):
+                token_id, logprob = sampler.sample(logits)
+            if token_id in self._encoder.stop_ids:
+                request.finish_reason = "stop"
+                break
+            with clock.stage("detokenize"):
+                piece = text.push(token_id)
+            yield _delta(request, piece, token_id, logprob)
+            if text.stopped or len(request.token_ids) == limit:
+                request.finish_reason = "stop" if text.stopped else "length"
+                break
+            with clock.stage("decode"):
+                logits = self._decoder.decode(_slot(cache), [token_id])[0]
+            cache.ids.append(token_id)
+        yield from _rest(request, text)
+
+    def close(self) -> None:
+        """Close the engines; idempotent."""
+        self._vision.close()
+        self._decoder.close()
+
+
+def check_request(params: GenerationParams, deadline_s: float | None) -> None:
+    """Refuse what cannot be before anything is loaded."""
+    check_params(params)
+    if deadline_s is not None and not deadline_s > 0:
+        raise DeadlineError(f"deadline_s is {deadline_s}: it has passed already")
+
+
+def _delta(request: Request, text: str, token_id: int, logprob: float) -> Delta:
+    request.token_ids.append(token_id)
+    request.logprobs.append(logprob)
+    request.text.append(text)
+    return Delta(text, token_id, logprob, len(request.token_ids) - 1, request.clock.token())
+
+
+def _rest(request: Request, text: Detokenizer) -> Iterator[Delta]:
+    """What was held back when the answer ended, as one more delta of its last token."""
+    if not request.token_ids:
+        if request.finish_reason == "deadline":
+            raise DeadlineError("the deadline passed before the first token", hint="allow a longer deadline_s")
+        return
+    piece = text.flush()
+    if piece:
+        request.text.append(piece)
+        last = len(request.token_ids) - 1
+        yield Delta(piece, request.token_ids[last], request.logprobs[last], last, request.clock.token())
+
+
+def _common_prefix(cached: Sequence[int], encoded: EncodedPrompt) -> int:
+    """How many tokens of the prompt are in the cache already: never all of them, never part of an image."""
+    limit = min(len(cached), len(encoded.token_ids) - 1)
+    differ = np.flatnonzero(np.asarray(cached[:limit], np.int64) != encoded.token_ids[:limit])
+    length = int(differ[0]) if len(differ) else limit
+    cut = [place.start for place in encoded.image_slices if place.start < length < place.stop]
+    return int(min([length, *cut]))
+
+
+def _slot(cache: KvCache) -> int:
+    slot = cache.slot
+    assert slot is not None, "a cache without a slot reached the decoder"
+    return slot
