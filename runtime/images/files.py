@@ -168,7 +168,8 @@ def _upright(rgb: npt.NDArray[np.uint8], orientation: int) -> ImageArray:
     return rgb
 
 
-def _sniff(data: bytes) -> str:
+def picture_format(data: bytes) -> str | None:
+    """The format of `FORMATS` that a file with these first bytes has, or None."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -179,6 +180,13 @@ def _sniff(data: bytes) -> str:
         return "GIF"
     if data.startswith(b"BM"):
         return "BMP"
+    return None
+
+
+def _sniff(data: bytes) -> str:
+    name = picture_format(data)
+    if name:
+        return name
     other = next((name for magic, name in _KNOWN_BUT_REFUSED if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
         other = "HEIC, AVIF or a video"
