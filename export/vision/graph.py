@@ -73,7 +73,7 @@ def _exact_dtype(values: np.ndarray[Any, Any]) -> Any:
 
 
 def save(model: Any, path: Path) -> None:
-    """Checks a graph with onnx.checker and writes it. Raises ExportError when it is invalid or too large for one file."""
+    """Checks a graph with onnx.checker and writes it. Raises ExportError for an invalid one, or one beyond 2 GiB."""
     size = model.ByteSize()
     if size > MAX_MODEL_BYTES:
         raise ExportError(

@@ -31,7 +31,8 @@ def load_vision(checkpoint: Checkpoint) -> VisionModules:
     """Reads the weights of tower and projector alone. Raises ExportError, ValueError (unknown projector type)."""
     load = _load_vila if checkpoint.family == "nvila" else _load_llava
     tower, projector = load(checkpoint.root)
-    tower.vision_tower.set_attn_implementation("eager")  # fewer nodes than the fused operator's decomposition
+    inner: Any = tower.vision_tower
+    inner.set_attn_implementation("eager")  # fewer nodes than the fused operator's decomposition
     mosaic = MosaicProjector(projector, checkpoint.tiling.patches_per_side)
     return VisionModules(tower.float().eval(), mosaic.float().eval())
 

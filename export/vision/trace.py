@@ -55,8 +55,8 @@ class _Tower(nn.Module):
 def trace_vision(checkpoint: Checkpoint, folder: Path, progress: _Progress = lambda _: None) -> TraceErrors:
     """Writes vision_tower.onnx and vision_projector.onnx into ``folder``.
 
-    Opset 18; tiles (and, with S², the matrices' shapes) are free. Each graph is run by ONNX Runtime on shapes that were not
-    traced. Raises ExportError when a graph is invalid or differs from torch by more than ``ERROR_LIMIT``.
+    Opset 18; tiles (and, with S², the matrices' shapes) are free. Each graph is run by ONNX Runtime on shapes that were
+    not traced. Raises ExportError when a graph is invalid or differs from torch by more than ``ERROR_LIMIT``.
     """
     with torch.no_grad():
         modules = load_vision(checkpoint)
@@ -74,7 +74,7 @@ def _trace_tower(checkpoint: Checkpoint, modules: VisionModules, folder: Path) -
     def tiles(count: int) -> tuple[Tensor, ...]:
         return (torch.randn(count, 3, side, side, generator=source),)
 
-    dims = {
+    dims: dict[str, Sequence[str | int]] = {
         TOWER_INPUT: ["T", 3, side, side],
         FEATURES: ["T", checkpoint.patches_per_tile, checkpoint.channels],
     }

@@ -14,7 +14,7 @@ from runtime.bundle.manifest import MANIFEST_NAME, SCHEMA, FileEntry, Manifest
 from runtime.bundle.parse import manifest_bytes, parse_manifest
 from runtime.bundle.paths import contained_file
 from runtime.bundle.strict_json import read_json
-from runtime.bundle.verify import Verify, cache_directory, sha256_file, verify_files
+from runtime.bundle.verify import HashCache, Verify, cache_directory, sha256_file, verify_files
 from runtime.bundle.write import check_target, write_bundle
 from runtime.errors import BundleError
 
@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMA",
     "Bundle",
     "FileEntry",
+    "HashCache",
     "Manifest",
     "Verify",
     "cache_directory",

@@ -196,7 +196,7 @@ class OnnxDecoder:
 
 @dataclass(frozen=True, slots=True)
 class TokenEmbeds:
-    """The token table, row-major ``[vocab, hidden]``, little-endian, without a header."""
+    """The token table, row-major ``[rows, hidden]``, little-endian, without a header; at least ``vocab`` rows."""
 
     file: str
     dtype: Literal["f16", "f32"]

@@ -157,15 +157,15 @@ def _check_consistent(manifest: Manifest) -> None:
             raise _wrong(field, relative, "this file is not listed in files")
     _check_vision(manifest.vision)
     _check_decoder(manifest.decoder)
-    prompt, vocab = manifest.prompt, manifest.decoder.vocab
+    prompt, rows = manifest.prompt, manifest.decoder.token_embeds.shape[0]
     lists = {
         "bos_ids": prompt.bos_ids,
         "image.begin_ids": prompt.image.begin_ids,
         "image.end_ids": prompt.image.end_ids,
     }
     for name, ids in lists.items():
-        if any(not 0 <= token < vocab for token in ids):
-            raise _wrong(f"prompt.{name}", ids, f"expected token ids below decoder.vocab = {vocab}")
+        if any(not 0 <= token < rows for token in ids):
+            raise _wrong(f"prompt.{name}", ids, f"expected token ids below the {rows} rows of decoder.token_embeds")
 
 
 def _check_vision(vision: VisionSection) -> None:
@@ -184,9 +184,10 @@ def _check_vision(vision: VisionSection) -> None:
 
 
 def _check_decoder(decoder: DecoderSection) -> None:
-    if decoder.token_embeds.shape != (decoder.vocab, decoder.hidden):
-        shape = [decoder.vocab, decoder.hidden]
-        raise _wrong("decoder.token_embeds.shape", decoder.token_embeds.shape, f"expected [vocab, hidden] = {shape}")
+    rows, width = decoder.token_embeds.shape
+    if width != decoder.hidden or rows < decoder.vocab:  # a table may have rows that the head lacks
+        expected = f"expected at least decoder.vocab = {decoder.vocab} rows of decoder.hidden = {decoder.hidden}"
+        raise _wrong("decoder.token_embeds.shape", decoder.token_embeds.shape, expected)
     if decoder.heads % decoder.kv_heads:
         raise _wrong("decoder.kv_heads", decoder.kv_heads, f"expected a divisor of decoder.heads = {decoder.heads}")
     if "onnx" in decoder.kinds and decoder.onnx is None:

@@ -44,34 +44,21 @@ def verify_files(root: Path, files: Mapping[str, FileEntry], verify: Verify) -> 
     "cached" hashes a file again only when its device, inode, size or times differ from when it was last hashed here;
     "full" hashes all; "none" checks the sizes alone. Raises BundleError that names the file and both values.
     """
-    cache = _HashCache(root) if verify == "cached" else None
-    known = cache.read() if cache else {}
-    seen: dict[str, list[Any]] = {}
+    hashes = HashCache(root, read=verify == "cached")
     for relative, entry in files.items():
         path = contained_file(root, relative)
-        state = path.stat()
-        if state.st_size != entry.bytes:
-            raise _damaged(path, f"files[{relative!r}].bytes", f"{state.st_size} bytes", f"{entry.bytes}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise _damaged(path, f"files[{relative!r}].bytes", f"{size} bytes", f"{entry.bytes}")
         if verify == "none":
             continue
-        identity = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-        remembered = known.get(relative)
-        if isinstance(remembered, list) and remembered[:-1] == identity:
-            digest = remembered[-1]
-        else:
-            digest = _hash(path)
+        try:
+            digest = hashes.sha256(path, relative)
+        except OSError as problem:
+            raise BundleError(f"{path}: cannot be read: {problem.strerror}", hint="check the disk") from problem
         if digest != entry.sha256:
             raise _damaged(path, f"files[{relative!r}].sha256", f"SHA-256 {digest}", entry.sha256)
-        seen[relative] = [*identity, digest]
-    if cache and seen != known:
-        cache.write(seen)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as problem:
-        raise BundleError(f"{path}: cannot be read: {problem.strerror}", hint="check the disk") from problem
+    hashes.save()
 
 
 def _damaged(path: Path, field: str, found: str, expected: str) -> BundleError:
@@ -81,14 +68,29 @@ def _damaged(path: Path, field: str, found: str, expected: str) -> BundleError:
     )
 
 
-class _HashCache:
-    """One JSON file per bundle directory below the cache directory; ignored unless it is ours alone to write."""
+class HashCache:
+    """SHA-256 of the files below one directory, remembered by device, inode, size and times.
 
-    def __init__(self, root: Path) -> None:
+    One JSON file per directory below the cache directory; ignored unless it is ours alone to write.
+    """
+
+    def __init__(self, root: Path, *, read: bool = True) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
         self._path = cache_directory() / "hashes" / f"{name}.json"
+        self._known = self._read() if read else {}
+        self._seen: dict[str, list[Any]] = {}
 
-    def read(self) -> dict[str, Any]:
+    def sha256(self, path: Path, key: str) -> str:
+        """The hash of a file, known under ``key``; read only when the file changed. Raises OSError."""
+        state = path.stat()
+        identity = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        known = self._known.get(key)
+        fresh = isinstance(known, list) and known[:-1] == identity and isinstance(known[-1], str)
+        digest: str = known[-1] if fresh else sha256_file(path)
+        self._seen[key] = [*identity, digest]
+        return digest
+
+    def _read(self) -> dict[str, Any]:
         try:
             folder = self._path.parent.stat()
             with open(self._path, "rb", opener=_open_plain) as file:
@@ -103,7 +105,10 @@ class _HashCache:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def write(self, seen: Mapping[str, list[Any]]) -> None:
+    def save(self) -> None:
+        """Remembers what was asked for; where nothing can be written, each start takes the time again."""
+        if self._seen == self._known or not self._seen:
+            return
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _only_ours(self._path.parent.stat()):
@@ -111,13 +116,13 @@ class _HashCache:
             handle, temporary = tempfile.mkstemp(dir=self._path.parent)  # created with mode 0600
             try:
                 with open(handle, "w") as file:
-                    json.dump(seen, file)
+                    json.dump(self._seen, file)
                 Path(temporary).replace(self._path)
             except OSError:
                 with contextlib.suppress(OSError):
                     Path(temporary).unlink()
                 raise
-        except OSError as problem:  # a read-only home costs time at each start, nothing else
+        except OSError as problem:
             _log.debug("hashes are not remembered: %s", problem)
 
 

@@ -1,0 +1,72 @@
+"""Digests that decide whether a stage has to run again: of a checkpoint's files, of our own code, of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from export.progress import Progress
+from runtime.bundle import HashCache
+from runtime.errors import ExportError
+
+# What decides the traced graphs, by package and file. Texts are hashed with \n line ends.
+TRACING_CODE = {
+    "export": ("vision/names.py", "vision/graph.py", "vision/load.py", "vision/trace.py"),
+    "models": ("mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
+}
+DECODER_CODE = {"export": ("decoder/*.py",), "kernels": ("packing/*.py",)}
+
+
+class Fingerprint:
+    """SHA-256 of a checkpoint's files, each read once and remembered like those of a bundle."""
+
+    def __init__(self, root: Path, files: Iterable[Path], progress: Progress | None = None) -> None:
+        self._root = root
+        self._digests: dict[Path, str] = {}
+        cache, paths = HashCache(root), sorted(set(files))
+        total, done = sum(_size(path) for path in paths), 0
+        for path in paths:
+            try:
+                self._digests[path] = cache.sha256(path, path.relative_to(root).as_posix())
+            except OSError as problem:
+                raise ExportError(f"{path}: cannot be read: {problem.strerror}", hint="check the disk") from problem
+            done += _size(path)
+            if progress:
+                progress.update(done, total)
+        cache.save()
+
+    def of(self, files: Iterable[Path], *settings: object) -> str:
+        """One SHA-256 over names and contents of some of the files, and over settings."""
+        whole = hashlib.sha256()
+        for path in sorted(set(files)):
+            whole.update(f"{path.relative_to(self._root).as_posix()}\0{self._digests[path]}\n".encode())
+        for setting in settings:
+            whole.update(f"{setting}\n".encode())
+        return whole.hexdigest()
+
+
+def code_digest(sources: dict[str, tuple[str, ...]]) -> str:
+    """SHA-256 over source files of our packages, found without importing them."""
+    whole = hashlib.sha256()
+    for package, patterns in sources.items():
+        folder = _package_folder(package)
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+            text = path.read_bytes().replace(b"\r\n", b"\n")
+            whole.update(f"{package}/{path.relative_to(folder).as_posix()}\0{len(text)}\n".encode() + text)
+    return whole.hexdigest()
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ExportError(f"the package {package} is not installed", hint="pip install 'jetson-vlm[export]'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,131 @@
+"""How much memory a bundle takes, from its manifest alone, and whether this machine has it.
+
+Pure arithmetic: nothing is opened. `Session.open` asks before it loads anything; a board's limits come from `jetson`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.bundle.manifest import Manifest
+from runtime.errors import MemoryLimitError
+
+PROCESS_BYTES = 80 << 20  # interpreter, numpy, tokenizer, engine library
+_KV_ITEM_BYTES = {"onnx": 4, "cuda": 2}
+_ACTIVATIONS_PER_CHANNEL = 16  # f32 rows alive at once in one transformer layer: q, k, v, MLP of 4, residuals
+_SCORE_HEADS = 16
+_PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes by purpose. ``mapped_bytes`` is read from disk as needed and can be dropped, so it is not in the total."""
+
+    decoder_bytes: int
+    kv_cache_bytes: int
+    vision_bytes: int
+    activation_bytes: int
+    process_bytes: int
+    mapped_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """What must be there at once."""
+        parts = (self.decoder_bytes, self.kv_cache_bytes, self.vision_bytes, self.activation_bytes, self.process_bytes)
+        return sum(parts)
+
+
+def memory_budget(manifest: Manifest, *, kind: str = "onnx", slots: int = 1, tiles_at_once: int = 1) -> Budget:
+    """What a session on this bundle takes at its peak.
+
+    ``slots``: conversations that are kept in the cache. ``tiles_at_once``: tiles that the vision engine runs together.
+    An estimate on the safe side: weights once as packed by the engine, the whole cache at ``max_seq_len``.
+    """
+    decoder, tower = manifest.decoder, manifest.vision.tower
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * decoder.max_seq_len * slots
+    # Initialisers are stored in 16 bits at best and widened to what the graph computes in.
+    widening = 2 if tower.precision == "fp32" else 1
+    vision = widening * (sizes[tower.file] + sizes[manifest.vision.projector.file])
+    rows = tower.patches_per_tile
+    vision_peak = 4 * tiles_at_once * rows * (tower.channels * _ACTIVATIONS_PER_CHANNEL + rows * _SCORE_HEADS)
+    chunk = min(_PREFILL_CHUNK, decoder.max_seq_len)
+    prefill = 4 * chunk * (decoder.hidden * 8 + decoder.ffn * 3 + decoder.heads * decoder.max_seq_len)
+    return Budget(
+        decoder_bytes=sizes[decoder.onnx.data] if decoder.onnx else 0,
+        kv_cache_bytes=cache * _KV_ITEM_BYTES.get(kind, 4),
+        vision_bytes=vision,
+        activation_bytes=max(vision_peak, prefill),
+        process_bytes=PROCESS_BYTES,
+        mapped_bytes=sizes[decoder.token_embeds.file],
+    )
+
+
+def check_budget(budget: Budget, available_bytes: int) -> None:
+    """Raises MemoryLimitError that names the largest part, and what makes it smaller, when too little is available."""
+    if budget.total_bytes <= available_bytes:
+        return
+    parts = {
+        "the decoder's weights": budget.decoder_bytes,
+        "the KV cache": budget.kv_cache_bytes,
+        "the vision graphs": budget.vision_bytes,
+        "intermediate results": budget.activation_bytes,
+    }
+    name, size = max(parts.items(), key=lambda part: part[1])
+    smaller = {
+        "the KV cache": "build the bundle with a smaller --max-seq-len",
+        "the vision graphs": "build the bundle with --vision-precision int8",
+    }
+    raise MemoryLimitError(
+        f"the model takes about {_mib(budget.total_bytes)} MiB, {_mib(available_bytes)} MiB are free; "
+        f"most of it is {name} ({_mib(size)} MiB)",
+        hint=smaller.get(name, "close other programs, or use a smaller model"),
+    )
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: MemAvailable, or less where a control group limits it.
+
+    ``root`` stands for the file system's root (for tests). None where neither can be read.
+    """
+    found = [value for value in (_mem_available(root), *_cgroup_room(root)) if value is not None]
+    return min(found) if found else None
+
+
+def _mem_available(root: Path) -> int | None:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_room(root: Path) -> list[int | None]:
+    """Room in the control groups of version 2 and 1; page cache that can be dropped counts as room."""
+    base = root / "sys/fs/cgroup"
+    two = _room(base / "memory.max", base / "memory.current", base / "memory.stat", "inactive_file")
+    one = base / "memory"
+    old = _room(
+        one / "memory.limit_in_bytes", one / "memory.usage_in_bytes", one / "memory.stat", "total_inactive_file"
+    )
+    return [two, old]
+
+
+def _room(limit: Path, used: Path, statistics: Path, droppable: str) -> int | None:
+    limit_text, used_text = _read(limit).strip(), _read(used).strip()
+    if not limit_text.isdigit() or not used_text.isdigit():  # "max", or not there
+        return None
+    fields = dict(line.split()[:2] for line in _read(statistics).splitlines() if len(line.split()) >= 2)
+    free = int(fields.get(droppable, "0"))
+    return max(0, int(limit_text) - int(used_text) + free)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _mib(size: int) -> int:
+    return size >> 20
