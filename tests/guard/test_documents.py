@@ -152,3 +152,10 @@ def test_nothing_names_a_machine_or_a_package_host() -> None:
         if hosts.search(path.read_bytes().decode("utf-8", errors="ignore")):
             found.append(name)
     assert found == []
+
+
+def test_every_page_is_found_from_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", read(index))}
+    pages = {path for path in (ROOT / "docs").rglob("*.md") if path != index}
+    assert sorted(str(path.relative_to(ROOT)) for path in pages - linked) == []
