@@ -6,8 +6,9 @@
 
 The checkpoint is written to a temporary folder, quantised by our export, and as Q4_0 for llama.cpp. Each measurement
 is a process of its own. A round runs every variant once (both runtimes, threads waiting actively and passively), in an
-order that rotates from round to round. Per number of threads the better policy of each runtime (median) is compared: ratios
-ours / llama.cpp of the same round, their median, and its 95 % interval from order statistics. JSON lines on stdout.
+order that rotates from round to round. Per number of threads the better policy of each runtime (median) is compared:
+ratios ours / llama.cpp of the same round, their median, and its 95 % interval from order statistics. JSON lines on
+stdout.
 """
 
 from __future__ import annotations
