@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from runtime.errors import InputError, SourceError
+from runtime.errors import InputError
 from runtime.images import load_image
 from runtime.pipeline import Picture
+from runtime.sources import sample_video
+from runtime.sources.video import frame_indices
 from runtime.tiling import TileLayout, TilingSpec, layouts_for
 from runtime.types import Frame, ImageArray
 
@@ -38,9 +40,9 @@ def take_pictures(
     shown = [*images, *([] if video is None else video_pictures(video, video_frames))]
     taken: dict[int, ImageArray] = {}
     for image in shown:
-        if id(image) not in taken:
-            taken[id(image)] = _own(load_image(image, color=color), image)
-    return [taken[id(image)] for image in shown]
+        if _identity(image) not in taken:
+            taken[_identity(image)] = _own(load_image(image, color=color), image)
+    return [taken[_identity(image)] for image in shown]
 
 
 def lay_out(shown: Sequence[ImageArray], tiling: TilingSpec, together: Sequence[Sequence[int]]) -> list[Picture]:
@@ -59,36 +61,20 @@ def lay_out(shown: Sequence[ImageArray], tiling: TilingSpec, together: Sequence[
 
 
 def video_pictures(video: VideoLike, count: int) -> list[ImageLike]:
-    """``count`` frames of a video at equal distances, first and last among them; of a shorter one some come twice.
-
-    As the published models sample: ``round(linspace(0, n - 1, count))``. A file is read twice: to count its frames,
-    since what a container says of their number is often wrong, and to take them.
-    """
-    if not isinstance(video, (str, os.PathLike)):
-        if len(video) == 0:
-            raise InputError("video is a list without frames")
-        return [video[index] for index in frame_indices(len(video), count)]
-    total = sum(1 for _ in _frames(video))
-    if total == 0:
-        raise SourceError(f"{os.fspath(video)}: a video without frames")
-    wanted = frame_indices(total, count)
-    kept = {index: frame for index, frame in enumerate(_frames(video)) if index in set(wanted)}
-    return [kept[index] for index in wanted]
+    """``count`` frames of a video at equal distances, first and last among them; of a shorter one some come twice."""
+    if isinstance(video, (str, os.PathLike)):
+        return list(sample_video(video, count))
+    if len(video) == 0:
+        raise InputError("video is a list without frames")
+    return [video[index] for index in frame_indices(len(video), count)]
 
 
-def frame_indices(total: int, count: int) -> list[int]:
-    """Which of ``total`` frames are taken."""
-    return [int(index) for index in np.round(np.linspace(0, total - 1, count))]
+def _identity(image: ImageLike) -> int:
+    """Two frames with the same pixels are one picture: a short video gives some of its frames twice."""
+    return id(image.rgb) if isinstance(image, Frame) else id(image)
 
 
 def _own(rgb: ImageArray, given: ImageLike) -> ImageArray:
     """``rgb``, or a copy where its memory may belong to the caller."""
     passed_on = rgb is given or (isinstance(given, Frame) and rgb is given.rgb)
     return rgb if rgb.flags.owndata and not passed_on else rgb.copy()
-
-
-def _frames(video: str | os.PathLike[str]) -> Iterator[Frame]:
-    from runtime.sources import open_source
-
-    with open_source(video, every_frame=True) as source:
-        yield from source

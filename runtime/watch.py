@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -120,8 +119,8 @@ class Watch:
         self._prompt = prompt
         self._params = params
         self._source = _opened(source, every_frame)
-        self._frames = EveryFrame(self._source) if every_frame else NewestFrame(self._source)
-        self._finalizer = weakref.finalize(self, self._frames.close)
+        self._frames = iter(self._source)
+        self._finalizer = weakref.finalize(self, self._source.close)
         self._caption: Caption | None = None
         self._last_seq = -1
         self.frames_skipped = 0
@@ -143,10 +142,11 @@ class Watch:
     def __next__(self) -> Caption:
         if self._caption is not None:
             self._caption.settle()
-        frame = self._frames.take()
-        if frame is None:
+        try:
+            frame = next(self._frames)
+        except BaseException:  # the end of the source, its error, or an interruption
             self.close()
-            raise StopIteration
+            raise
         skipped = max(0, frame.seq - self._last_seq - 1)
         self._last_seq = frame.seq
         self.frames_skipped += skipped
@@ -172,72 +172,9 @@ class Watch:
         self.close()
 
 
-class EveryFrame:
-    """The frames of a source, one after the other, read when they are asked for."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._frames = iter(source)
-
-    def take(self) -> Frame | None:
-        """The next frame; None after the last."""
-        return next(self._frames, None)
-
-    def close(self) -> None:
-        """Close the source."""
-        self._source.close()
-
-
-class NewestFrame:
-    """The newest frame of a source that is read on a thread of its own; older ones are let go."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._changed = threading.Condition()
-        self._frame: Frame | None = None
-        self._ended = False
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, name="vlm-capture", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Frame | None:
-        """The newest frame that was not taken yet, waiting for one; None after the last. Raises the source's error."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._frame is not None or self._ended)
-            frame, self._frame = self._frame, None
-            if frame is None and self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            return frame
-
-    def close(self) -> None:
-        """Stop reading and close the source; does not wait for a read that is under way."""
-        with self._changed:
-            self._ended = True
-            self._frame = None
-            self._changed.notify_all()
-        self._source.close()
-
-    def _read(self) -> None:
-        error: Exception | None = None
-        try:
-            for frame in self._source:
-                with self._changed:
-                    if self._ended:
-                        return
-                    self._frame = frame
-                    self._changed.notify_all()
-        except Exception as raised:  # noqa: BLE001 - handed over to the thread that takes frames
-            error = raised
-        with self._changed:
-            self._error = None if self._ended else error
-            self._ended = True
-            self._changed.notify_all()
-
-
 def _opened(source: str | os.PathLike[str] | Source, every_frame: bool) -> Source:
-    from runtime.sources import open_source
+    from runtime.sources import NewestFrames, open_source
 
     if isinstance(source, (str, os.PathLike)):
         return open_source(source, every_frame=every_frame)
-    return source
+    return NewestFrames(source) if source.live and not every_frame else source

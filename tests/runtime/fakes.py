@@ -59,6 +59,7 @@ def fake_bundle(path: Path, *, context: int = CONTEXT, video_frames: int = 4, ti
         fields = manifest_json()
         fields["prompt"]["special_tokens"] = SPECIALS
         fields["prompt"]["context_tokens"] = context
+        fields["prompt"]["roles"]["assistant"]["open"] = fields["prompt"]["generation_prompt"] = "ASSISTANT:"
         fields["decoder"] |= {"vocab": VOCAB, "hidden": HIDDEN, "max_seq_len": context}
         fields["decoder"]["token_embeds"]["shape"] = [VOCAB, HIDDEN]
         fields["vision"]["tiling"] |= {"video_frames": video_frames, "tile_all": tile_all}
