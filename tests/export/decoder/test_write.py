@@ -129,14 +129,16 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with open_decoder_checkpoint(save_checkpoint(tmp_path / "checkpoint", Shape())) as checkpoint, pytest.raises(ExportError, match=message):
+    path = save_checkpoint(tmp_path / "checkpoint", Shape())
+    with open_decoder_checkpoint(path) as checkpoint, pytest.raises(ExportError, match=message):
         write_decoder(checkpoint, out, **settings)
     assert list(out.iterdir()) == []
 
 
 def test_a_group_that_does_not_divide_the_ffn_names_the_linear(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", with_shape(ffn=192))
-    with open_decoder_checkpoint(checkpoint) as opened, pytest.raises(ExportError, match=r"layers\.0\.mlp\.down_proj: groups of 128") as caught:
+    named = r"layers\.0\.mlp\.down_proj: groups of 128"
+    with open_decoder_checkpoint(checkpoint) as opened, pytest.raises(ExportError, match=named) as caught:
         write_decoder(opened, tmp_path, max_seq_len=16, group_size=128)
     assert caught.value.hint == "--group-size 64"
 
@@ -144,7 +146,8 @@ def test_a_group_that_does_not_divide_the_ffn_names_the_linear(tmp_path: Path) -
 def test_embeddings_outside_f16_are_refused(tmp_path: Path) -> None:
     weights = Shape().weights()
     weights["model.embed_tokens.weight"][5, 5] = 70000
-    with open_decoder_checkpoint(save_checkpoint(tmp_path / "checkpoint", Shape(), weights=weights)) as checkpoint, pytest.raises(ExportError, match="the value 70000, above f16"):
+    path = save_checkpoint(tmp_path / "checkpoint", Shape(), weights=weights)
+    with open_decoder_checkpoint(path) as checkpoint, pytest.raises(ExportError, match="the value 70000, above f16"):
         write_decoder(checkpoint, tmp_path, max_seq_len=16, group_size=32)
 
 
@@ -152,7 +155,8 @@ def test_embeddings_outside_f16_are_refused(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str) -> None:
     weights = Shape().weights()
     weights[name].reshape(-1)[7] = np.nan
-    with open_decoder_checkpoint(save_checkpoint(tmp_path / "checkpoint", Shape(), weights=weights)) as checkpoint, pytest.raises(ExportError, match="not finite"):
+    path = save_checkpoint(tmp_path / "checkpoint", Shape(), weights=weights)
+    with open_decoder_checkpoint(path) as checkpoint, pytest.raises(ExportError, match="not finite"):
         write_decoder(checkpoint, tmp_path, max_seq_len=16, group_size=32)
 
 
@@ -179,7 +183,8 @@ sys.exit(4)
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "decoder").write_text("in the way")
-    with open_decoder_checkpoint(save_checkpoint(tmp_path / "checkpoint", Shape())) as checkpoint, pytest.raises(OutputError):
+    path = save_checkpoint(tmp_path / "checkpoint", Shape())
+    with open_decoder_checkpoint(path) as checkpoint, pytest.raises(OutputError):
         write_decoder(checkpoint, tmp_path, max_seq_len=16, group_size=32)
 
 
