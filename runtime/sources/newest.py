@@ -84,10 +84,8 @@ class NewestFrames:
             for frame in self._inner:
                 if not self._post(frame):
                     return
-        except ClosedError:
-            pass  # closed before the first frame was asked for
         except VlmError as raised:
-            error = raised
+            error = None if isinstance(raised, ClosedError) else raised  # closed before the first frame: the end
         except Exception as raised:  # noqa: BLE001 - a worker hands everything over: the reader must not wait for ever
             error = VlmError(f"{self.name}: the source failed: {type(raised).__name__}: {raised}")
             error.__cause__ = raised
