@@ -65,8 +65,8 @@ class Usage:
 class Timings:
     """Milliseconds spent per stage; the names are those of the stages, in their order.
 
-    ``ttft_ms``: from the request to the first token. ``decode_tokens_per_s``: tokens after the first over ``decode_ms``.
-    A stage that did not run is 0.
+    ``ttft_ms``: from the request to the first token. ``decode_tokens_per_s``: tokens after the first over
+    ``decode_ms``. A stage that did not run is 0.
     """
 
     capture_ms: float = 0.0
@@ -108,8 +108,9 @@ class Answer:
 class GenerationParams:
     """How the next token is chosen and when an answer ends.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off. ``seed`` None draws a
-    fresh one. ``stop``: strings that end the answer and are not part of it. Ranges are checked where they are used.
+    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off. ``seed``
+    None draws a fresh one. ``stop``: strings that end the answer and are not part of it. Ranges are checked where they
+    are used.
     """
 
     temperature: float = 0.0
