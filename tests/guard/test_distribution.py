@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email
+import json
+import os
 import re
 import runpy
 import shutil
@@ -108,6 +110,32 @@ def test_commands_are_thin_names_of_the_modules(wheel: zipfile.ZipFile) -> None:
         "vlm-caption": "runtime.caption:main",
         "vlm-doctor": "runtime.doctor:main",
     }
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel installs, away from the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheel.extractall(folder)
+    return folder
+
+
+def run_installed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
+
+
+def test_installed_package_captions_its_embedded_video(installed: Path) -> None:
+    done = run_installed(installed, "-m", "runtime.caption", "--demo", "llava", "--max-frames", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if json.loads(line)]) >= 2
+
+
+def test_installed_package_finds_the_board_through_its_entry_point(installed: Path) -> None:
+    done = run_installed(installed, "-m", "runtime.doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["board"]["what"] != "not looked for"
 
 
 @pytest.mark.parametrize("module", ["export.build_engines", "runtime.caption", "runtime.doctor"])
