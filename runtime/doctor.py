@@ -158,7 +158,7 @@ def examine(bundle: str | None = None) -> Report:
                 "opencv",
                 "note",
                 "not installed",
-                "videos other than Motion-JPEG need it",
+                "video files need it",
                 "pip install 'jetson-vlm[video]'",
             )
         )
