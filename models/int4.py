@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kernels import packing
 from kernels.packing import IntWeight
 
 GROUP_SIZES = (128, 64, 32)
-_MAX_Q, _MIN_RANGE = 15, 1e-5
 _logger = logging.getLogger(__name__)
 
 
@@ -55,15 +55,7 @@ def quantize_nearest(weight: Tensor, group_size: int) -> IntWeight:
 
     ``weight`` [N, K]. The range of a group contains 0; the scale is rounded to f16 before the integers are.
     """
-    values = weight.detach().float().cpu().numpy()
-    rows, columns = values.shape
-    grouped = values.reshape(rows, columns // group_size, group_size)
-    low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
-    scales = (np.maximum(high - low, np.float32(_MIN_RANGE)) / np.float32(_MAX_Q)).astype(np.float16)
-    exact = scales.astype(np.float32)
-    zeros = np.clip(np.rint(-low / exact), 0, _MAX_Q)
-    q = np.clip(np.rint(grouped / exact[..., None]) + zeros[..., None], 0, _MAX_Q)
-    return IntWeight(q.astype(np.uint8).reshape(rows, columns), zeros.astype(np.uint8), scales, group_size)
+    return packing.quantize_nearest(weight.detach().float().cpu().numpy(), group_size)
 
 
 def group_size_for(in_features: int, wanted: int) -> int | None:
