@@ -112,12 +112,14 @@ def plan(options: argparse.Namespace) -> list[Task]:
 
 def run(task: Task, options: argparse.Namespace, sink: Sink) -> None:
     """Caption one source with one model until it ends, ``--max-frames`` is reached, or the user ends it."""
+    from runtime.sampling import check_params
     from runtime.session import Session
     from runtime.tally import Tally, read_truth
     from runtime.types import GenerationParams
 
     tally = Tally(None if task.truth is None else read_truth(task.truth))
     params = GenerationParams(options.temperature, seed=options.seed, max_new_tokens=options.max_new_tokens)
+    check_params(params)  # before the model is loaded
     every_frame = options.every_frame or options.demo is not None
     with (
         Session.open(task.bundle, options.decoder, threads=options.threads, verify=options.verify, chats=0) as session,

@@ -184,7 +184,9 @@ class Session:
         from runtime.watch import Watch
 
         self._check_open()
-        return Watch(self, source, prompt, every_frame=every_frame, params=_merged(params, max_new_tokens))
+        merged = _merged(params, max_new_tokens)
+        check_request(merged, None)
+        return Watch(self, source, prompt, every_frame=every_frame, params=merged)
 
     def wall_time_ns(self, t_ns: int) -> int:
         """Wall-clock ns since 1970 of an instant of this session."""

@@ -1,7 +1,7 @@
 """A model without weights for tests of what surrounds it: a real bundle and tokenizer, engines that are a few lines.
 
-`FakeDecoder` answers from a hash of everything that its slot holds, so that two runs give the same text exactly when the
-decoder was fed the same rows in the same order. ``script`` replaces the hash where a test wants certain words.
+`FakeDecoder` answers from a hash of everything that its slot holds, so that two runs give the same text exactly when
+the decoder was fed the same rows in the same order. ``script`` replaces the hash where a test wants certain words.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def end_now_and_then(rows: np.ndarray) -> int:
 
 
 def saying(*answers: str, stop: bool = True) -> Script:
-    """A script that says ``answers`` one after the other, one per prompt; then the end token (or the last letter again).
+    """A script that says ``answers``, one per prompt; then the end token (or, without ``stop``, the last letter).
 
     A prompt ends with the generation prompt's colon.
     """

@@ -21,7 +21,9 @@ TURNS = [("First?", [RED]), ("And second?", []), ("Now?", [BLUE, RED]), ("Last?"
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-@pytest.mark.parametrize("params", [GenerationParams(), GenerationParams(max_new_tokens=3), GenerationParams(stop=("a",))])
+@pytest.mark.parametrize(
+    "params", [GenerationParams(), GenerationParams(max_new_tokens=3), GenerationParams(stop=("a",))]
+)
 def test_answers_equal_a_fresh_request_with_the_whole_conversation(
     rig_of: RigOf, system: str | None, params: GenerationParams
 ) -> None:
