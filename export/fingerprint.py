@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from export.progress import Progress
 from runtime.bundle import HashCache
 from runtime.errors import ExportError
 
+Sources = Mapping[str, tuple[str, ...]]
 # What decides the traced graphs, by package and file. Texts are hashed with \n line ends.
-TRACING_CODE = {
+TRACING_CODE: Sources = {
     "export": ("vision/names.py", "vision/graph.py", "vision/load.py", "vision/trace.py"),
     "models": ("mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
 }
-DECODER_CODE = {"export": ("decoder/*.py",), "kernels": ("packing/*.py",)}
+# What decides everything else in a bundle: decoder files, prompt, manifest groups.
+BUNDLE_CODE: Sources = {
+    "export": ("decoder/*.py", "*.py"),
+    "kernels": ("packing/*.py",),
+    "runtime": ("bundle/*.py", "prompt.py", "tiling.py", "tokenization.py"),
+}
 
 
 class Fingerprint:
@@ -47,7 +53,7 @@ class Fingerprint:
         return whole.hexdigest()
 
 
-def code_digest(sources: dict[str, tuple[str, ...]]) -> str:
+def code_digest(sources: Sources) -> str:
     """SHA-256 over source files of our packages, found without importing them."""
     whole = hashlib.sha256()
     for package, patterns in sources.items():

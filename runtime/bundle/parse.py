@@ -206,3 +206,8 @@ def used_files(manifest: Manifest) -> dict[str, str]:
         used["decoder.onnx.file"] = manifest.decoder.onnx.file
         used["decoder.onnx.data"] = manifest.decoder.onnx.data
     return used
+
+
+def parse_group(cls: type[_T], value: Any, where: str) -> _T:
+    """One group of a manifest by itself (a dataclass of `runtime.bundle.manifest`), as strictly as in the whole."""
+    return _object(cls, value, where)

@@ -85,8 +85,8 @@ class HashCache:
         state = path.stat()
         identity = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
         known = self._known.get(key)
-        fresh = isinstance(known, list) and known[:-1] == identity and isinstance(known[-1], str)
-        digest: str = known[-1] if fresh else sha256_file(path)
+        unchanged = isinstance(known, list) and known[:-1] == identity
+        digest = str(known[-1]) if unchanged and known else sha256_file(path)
         self._seen[key] = [*identity, digest]
         return digest
 

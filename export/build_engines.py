@@ -1,0 +1,151 @@
+"""The command that turns a checkpoint into a bundle.
+
+python -m export.build_engines models/demo/demo-llava --out demo-llava.bundle
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from export.build import BuildRequest, BuildResult
+
+_EXAMPLES = """examples:
+  python -m export.build_engines models/demo/demo-llava --out demo-llava.bundle
+  python -m export.build_engines ~/NVILA-Lite-2B --out nvila.bundle --max-seq-len 2048 --dry-run
+
+exit codes: 0 done, 2 usage, 4 checkpoint or engine, 8 disk, 130 interrupted, 143 terminated
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    from runtime.errors import VlmError
+
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(options)
+    except VlmError as problem:
+        _fail(problem, options.json)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        _err("interrupted; nothing was changed")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from export.build import build
+    from export.progress import Progress
+
+    result = build(_request(options), Progress())
+    if options.json:
+        _out(json.dumps(_as_json(options, result), ensure_ascii=False))
+    elif result.manifest is not None and not options.dry_run:
+        size = sum(entry.bytes for entry in result.manifest.files.values())
+        _out(f"{result.out}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def _request(options: argparse.Namespace) -> BuildRequest:
+    from export.build import BuildRequest
+
+    return BuildRequest(
+        checkpoint=options.checkpoint,
+        out=options.out,
+        stage=options.stage,
+        decoder=options.decoder,
+        group_size=options.group_size,
+        max_seq_len=options.max_seq_len,
+        vision_precision=options.vision_precision,
+        trace=options.trace,
+        save_traced=options.save_traced,
+        dry_run=options.dry_run,
+        force=options.force,
+        template_file=options.chat_template,
+    )
+
+
+def _as_json(options: argparse.Namespace, result: BuildResult) -> dict[str, Any]:
+    manifest = result.manifest
+    return {
+        "bundle": None if manifest is None else str(result.out),
+        "dry_run": options.dry_run,
+        "stages": [stage.as_json() for stage in result.stages],
+        "estimated_bytes": result.estimated_bytes,
+        "bytes": None if manifest is None else sum(entry.bytes for entry in manifest.files.values()),
+        "quantization_digest": None if manifest is None else manifest.quantization.digest,
+        "tower_max_error": None if manifest is None else manifest.checks.tower_max_error,
+        "projector_max_error": None if manifest is None else manifest.checks.projector_max_error,
+    }
+
+
+def _fail(problem: Any, as_json: bool) -> None:
+    _err(f"error: {problem.message}")
+    if problem.hint:
+        _err(f"hint: {problem.hint}")
+    if as_json:
+        _out(json.dumps({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}))
+
+
+def _out(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _err(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(143)  # unwinds, so that temporary folders go away
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.build_engines",
+        description="Build a bundle from a LLaVA, VILA or NVILA checkpoint.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="folder with config.json, weights and tokenizer")
+    add("--out", type=Path, help="bundle directory to write")
+    add("--stage", choices=("onnx", "weights", "plans", "all"), default="all", help="default: all")
+    add("--decoder", choices=("onnx", "cuda", "both", "auto"), default="auto", help="form of the decoder (auto: onnx)")
+    add("--group-size", type=int, choices=(128, 64, 32), default=128, help="weights that share a scale (default: 128)")
+    add(
+        "--max-seq-len",
+        type=_positive,
+        metavar="N",
+        help="positions of the KV cache (default: the context, at most 4096)",
+    )
+    add(
+        "--vision-precision", choices=("fp32", "fp16", "int8"), default="fp32", help="what the vision graphs compute in"
+    )
+    add("--chat-template", type=Path, metavar="FILE", help="a Jinja template instead of the checkpoint's own")
+    add("--trace", action="store_true", help="trace the vision graphs anew, whatever is stored (needs torch)")
+    add("--save-traced", action="store_true", help="keep the traced graphs in <checkpoint>/onnx")
+    add("--dry-run", action="store_true", help="say what would be done, write nothing")
+    add("--force", action="store_true", help="do every stage again, and replace a bundle of another checkpoint")
+    add("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""How large a bundle will be, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from export.checkpoint import Checkpoint
+from export.decoder import DecoderCheckpoint
+from export.decoder.weight_files import WeightFiles
+from runtime.errors import OutputError
+
+_VISION_NAMES = ("vision_tower.", "multi_modal_projector.")
+
+
+def estimate_bytes(checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_size: int) -> int:
+    """Bytes of the bundle: vision weights as stored, int4 linears with scales and zeros, the f16 token table."""
+    linears = sum(linear.n * linear.k for linear in decoder.linears())
+    quantised = linears // 2 + linears // group_size * 9 // 2  # an f32 scale and half a byte of zero for each group
+    table = decoder.embed_rows * decoder.config.hidden * 2
+    return _vision_bytes(checkpoint) + quantised + table
+
+
+def _vision_bytes(checkpoint: Checkpoint) -> int:
+    if checkpoint.family == "nvila":
+        return sum(path.stat().st_size for path in checkpoint.vision_files if path.suffix == ".safetensors")
+    with WeightFiles(checkpoint.root) as files:
+        infos = [files.info(name) for name in files.names() if any(part in name for part in _VISION_NAMES)]
+        return sum(info.end - info.begin for info in infos)
+
+
+def check_disk(out: Path, needed_bytes: int) -> None:
+    """Raises OutputError when the disk that ``out`` will lie on has less room than the bundle takes."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: no permission to write there", hint="name an --out that this user may write to")
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{out}: the bundle takes about {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on that disk",
+            hint="free some disk space, or name an --out on another disk",
+        )
