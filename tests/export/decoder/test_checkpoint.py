@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoder_models import Arrays, Shape, save_checkpoint, with_shape
 from safetensors.numpy import save_file
 
 from export.decoder import open_decoder_checkpoint
 from runtime.errors import ExportError
+from tests.decoder_models import Arrays, Shape, save_checkpoint, with_shape
 
 LAYOUTS = {
     "transformers, new": ("model.language_model.", "lm_head.weight"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from decoder_models import Shape
 
 from export.decoder.config import decoder_config
 from runtime.errors import ExportError
+from tests.decoder_models import Shape
 
 
 def changed(**changes: Any) -> dict[str, Any]:

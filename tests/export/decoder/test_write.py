@@ -12,11 +12,10 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from decoder_models import Shape, export_decoder, save_checkpoint, with_shape  # noqa: E402
-
 from export.decoder import open_decoder_checkpoint, quantize_rtn, write_decoder  # noqa: E402
 from kernels.packing import WeightDigest, unpack  # noqa: E402
 from runtime.errors import ExportError, OutputError  # noqa: E402
+from tests.decoder_models import Shape, export_decoder, save_checkpoint, with_shape  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 

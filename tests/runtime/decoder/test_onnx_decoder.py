@@ -12,10 +12,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-import decoder_models as models
-
 from runtime.decoder import OnnxDecoder, OnnxDecoderFiles, SessionSettings, onnx_decoder
 from runtime.errors import BundleError, ClosedError, EngineError, InputError, PromptError
+from tests import decoder_models as models
 
 SHAPE = models.Shape()
 TOLERANCE = 2e-5

@@ -12,9 +12,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from decoder_models import Shape, export_decoder, save_checkpoint, torch_twin, with_shape  # noqa: E402
-
 from runtime.decoder import OnnxDecoder, SessionSettings  # noqa: E402
+from tests.decoder_models import Shape, export_decoder, save_checkpoint, torch_twin, with_shape  # noqa: E402
 
 POSITIONS = 64
 SHAPES = {
