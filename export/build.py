@@ -34,7 +34,7 @@ from export.vision.stored import FOLDER, TracedGraphs, link_or_copy, write_trace
 from runtime.bundle import SCHEMA, Manifest, check_target, sha256_file, write_bundle
 from runtime.bundle.manifest import ChecksSection, DecoderSection, QuantizationSection, Source, VisionPrecision
 from runtime.bundle.parse import parse_group
-from runtime.errors import EngineError, ExportError, UsageError
+from runtime.errors import EngineError, ExportError, OutputError, UsageError
 from runtime.version import __version__
 
 Stage = Literal["onnx", "weights", "plans", "all"]
@@ -151,6 +151,8 @@ class _Build:
         """A bundle of another checkpoint is only replaced with --force; an older one of this checkpoint always."""
         source = self._previous.manifest.source if self._previous else None
         ours = source is not None and source.name == self._checkpoint.name and source.family == self._checkpoint.family
+        if source is not None and not ours and not self._request.force:
+            raise OutputError(f"{out}: a bundle of {source.name!r} is there", hint="add --force to replace it")
         check_target(out, replace=ours or self._request.force)
 
     def _fill(self, directory: Path) -> Manifest:
@@ -223,10 +225,12 @@ class _Build:
 
     def _only_graphs(self) -> BuildResult:
         """The stage "onnx" without a decoder to go with it: the graphs wait in the cache for the stage "weights"."""
+        folder = self._checkpoint.root / FOLDER
         with tempfile.TemporaryDirectory(prefix="vlm-traced-") as scratch:
             graphs = self._f32_graphs(Path(scratch))
-            folder = cached_graphs_folder(self._keys.traced)
-            write_traced(graphs, folder, self._keys.traced)
+            if not self._request.save_traced:
+                folder = cached_graphs_folder(self._keys.traced)
+                write_traced(graphs, folder, self._keys.traced)
         self._report("weights", "skipped", f"graphs kept in {folder}; --stage weights completes the bundle")
         return self._result(None)
 
