@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from runtime.budget import available_memory, check_budget, memory_budget
 from runtime.bundle import Bundle
 from runtime.decoder import open_decoder
 from runtime.detokenize import decoder_description, decoder_steps
@@ -15,7 +16,14 @@ DecoderChoice = Literal["auto", "onnx", "cuda"]
 
 
 def open_pipeline(bundle: Bundle, decoder: DecoderChoice, *, threads: int | None, slots: int) -> Pipeline:
-    """Engines for a checked bundle; what was opened is closed again when a later one fails."""
+    """Engines for a checked bundle; what was opened is closed again when a later one fails.
+
+    Raises MemoryLimitError before anything large is opened.
+    """
+    available = available_memory()
+    if available is not None:
+        kind = "cuda" if decoder == "cuda" else "onnx"
+        check_budget(memory_budget(bundle.manifest, kind=kind, slots=slots), available)
     encoder = PromptEncoder(bundle)
     decoder_steps(decoder_description(encoder.tokenizer))  # refuses a tokenizer whose text cannot be streamed
     text = open_decoder(bundle, kind=decoder, threads=threads, slots=slots)
