@@ -32,6 +32,8 @@ _BAND = 16
 # Multiply-adds per matrix product. BLAS libraries start their threads above about 2^18, and spinning threads that wait
 # for each other on a busy machine turned 4 ms into 400 ms (measured with two cores).
 _PRODUCT_LIMIT = 200_000
+# Source rows that are narrowed at once, so that each product is worth its call.
+_ROWS_AHEAD = 128
 _CACHED_AXES = 16
 # Pillow writes these two as single-precision constants.
 _HAMMING_MEAN, _HAMMING_SWING = float(np.float32(0.54)), float(np.float32(0.46))
@@ -122,7 +124,7 @@ class _Band:
     start: int
     stop: int
     weights: F64  # [last - first, stop - start], integers
-    outside: F64  # [last - first]
+    outside: F64 | None  # [last - first]; None where the sources cover everything
 
 
 def resize(rgb: ImageArray, height: int, width: int, resample: Resample = "bicubic") -> ImageArray:
@@ -171,17 +173,22 @@ def _render(
 ) -> ImageArray:
     """Columns, then rows, band by band, so that the picture between the passes is never whole in memory."""
     out = np.empty((3, *size), np.uint8)
-    narrowed = np.empty((3, 0, size[1]), np.float64)
-    have = 0  # the source row after the last one in `narrowed`
+    narrowed = np.empty((3, 0, size[1]), np.float64)  # of source rows begin:end
+    begin = end = 0
     for band in rows:
-        kept = max(have - band.start, 0)
-        fresh = _narrow(rgb[max(have, band.start) : band.stop], columns, colour, size[1])
-        narrowed = np.concatenate([narrowed[:, narrowed.shape[1] - kept :], fresh], axis=1)
-        have = max(have, band.stop)
+        if band.stop > end:
+            kept = max(end - band.start, 0)
+            start = max(end, band.start)
+            end = min(max(band.stop, start + _ROWS_AHEAD), rows[-1].stop)
+            fresh = _narrow(rgb[start:end], columns, colour, size[1])
+            narrowed = np.concatenate([narrowed[:, narrowed.shape[1] - kept :], fresh], axis=1)
+            begin = start - kept
+        window = narrowed[:, band.start - begin : band.stop - begin]
         step = max(_PRODUCT_LIMIT // max(band.weights.size, 1), _BAND)
         for left in range(0, size[1], step):
-            sums = band.weights @ narrowed[:, : band.stop - band.start, left : left + step]
-            sums += band.outside[:, None] * colour[:, None, None]
+            sums = band.weights @ window[:, :, left : left + step]
+            if band.outside is not None:
+                sums += band.outside[:, None] * colour[:, None, None]
             out[:, band.first : band.last, left : left + step] = _to_u8(sums)
     return out
 
@@ -196,7 +203,8 @@ def _narrow(rgb: ImageArray, columns: tuple[_Band, ...], colour: F64, width: int
         part = out[:, top : top + step]
         for band in columns:
             part[:, :, band.first : band.last] = planes[:, :, band.start : band.stop] @ band.weights.T
-            part[:, :, band.first : band.last] += band.outside * colour[:, None, None]
+            if band.outside is not None:
+                part[:, :, band.first : band.last] += band.outside * colour[:, None, None]
         _to_u8(part)
     return out
 
@@ -229,7 +237,7 @@ def _band(n_full: int, n_out: int, start: int, stop: int, first: int, offset: in
     inside_low = min(max(low, offset), high)
     inside_high = max(min(high, offset + n_in), inside_low)
     inside = np.ascontiguousarray(dense[:, inside_low - low : inside_high - low])
-    outside = dense.sum(axis=1) - inside.sum(axis=1)
+    outside = dense.sum(axis=1) - inside.sum(axis=1) if inside.shape != dense.shape else None
     begin = min(max(inside_low - offset, 0), n_in)
     return _Band(start - first, stop - first, begin, begin + inside.shape[1], inside, outside)
 
