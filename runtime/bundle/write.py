@@ -42,6 +42,7 @@ def write_bundle(out: Path, fill: Callable[[Path], Manifest], *, replace: bool =
             manifest = _complete(directory, fill(directory))
             (directory / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             _flush_tree(directory)
+            check_target(out, replace=replace)  # another build may have been faster
             _swap_in(directory, out)
             _flush(out.parent)
     except OSError as problem:
