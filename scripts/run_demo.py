@@ -9,7 +9,6 @@ import argparse
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,13 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    started = time.monotonic()
     for command in commands:
         print(f"\n$ python {shlex.join(command)}", flush=True)
         status = subprocess.run([str(python), *command], cwd=ROOT).returncode
         if status != 0:
             return status if status > 0 else 128 - status
-    print(f"\nBuilt and captioned in {time.monotonic() - started:.1f} s.", flush=True)
     return 0
 
 
