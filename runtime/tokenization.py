@@ -47,7 +47,8 @@ class PieceTokenizer:
                     hint="build the bundle again with --force",
                 )
         self._special = dict(special_tokens)
-        self._special_ids = frozenset(special_tokens.values())
+        # The model itself gives its unknown token for characters that it lacks; that is no control token.
+        self._special_ids = frozenset(special_tokens.values()) - {_unknown_id(description, self.tokenizer)}
         self._strips = {content: (added[content]["lstrip"], added[content]["rstrip"]) for content in special_tokens}
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -67,7 +68,7 @@ class PieceTokenizer:
         literal = self._literal_specials(pieces)
         if at_start and literal == [(match.start(), match.end(), match.group()) for match in self._find(text)]:
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-            expected = [self._special[content] for _, _, content in literal]
+            expected = [self._special[c] for _, _, c in literal if self._special[c] in self._special_ids]
             if [token for token in ids if token in self._special_ids] == expected:
                 return ids
         return self._encode_apart(text, literal, at_start=at_start)
@@ -138,6 +139,13 @@ def _load(description: Mapping[str, Any]) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(description))
     except Exception as problem:  # the library raises bare Exception for whatever it cannot read
         raise BundleError(f"tokenizer.json: the tokenizers library refuses it: {problem}") from problem
+
+
+def _unknown_id(description: Mapping[str, Any], tokenizer: Tokenizer) -> int | None:
+    model = description.get("model") or {}
+    unknown = model.get("unk_token")
+    token_id: int | None = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else model.get("unk_id")
+    return token_id
 
 
 def _without_first_mark(pre_tokenizer: Any) -> Any:

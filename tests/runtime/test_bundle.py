@@ -124,8 +124,23 @@ def test_top_level_x_keys_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "relative", ["", "/etc/passwd", "../other", "a/../../b", "a//b", "./a", "a\\b", "c:b", "a/./b", "a\0b", "a\nb", "x" * 300, "a/" * 9 + "b"]
-)  # fmt: skip
+    "relative",
+    [
+        "",
+        "/etc/passwd",
+        "../other",
+        "a/../../b",
+        "a//b",
+        "./a",
+        "a\\b",
+        "c:b",
+        "a/./b",
+        "a\0b",
+        "a\nb",
+        "x" * 300,
+        "a/" * 9 + "b",
+    ],
+)
 def test_path_that_could_leave_the_bundle_is_refused(relative: str) -> None:
     manifest = manifest_json()
     manifest["files"][relative] = {"bytes": 0, "sha256": "0" * 64}
@@ -387,7 +402,8 @@ if step == "swapped":
     write._swap_in = lambda *a: (swap(*a), die())
 if step == "moved aside":
     write._exchange = lambda *a: False
-    Path.rename = (lambda rename: lambda self, to: die() if ".building-" in self.name else rename(self, to))(Path.rename)
+    real = Path.rename
+    Path.rename = lambda self, to: die() if ".building-" in self.name else real(self, to)
 write_bundle(Path(sys.argv[1]), fill, replace=True)
 """
 
