@@ -96,7 +96,7 @@ class VideoSource(FrameSource):
 
 
 def frame_indices(total: int, count: int) -> list[int]:
-    """Which of ``total`` frames a prompt shows: ``round(linspace(0, total - 1, count))``, as published models sample."""
+    """Which of ``total`` frames a prompt shows: ``round(linspace(0, total - 1, count))``, as VILA samples."""
     return [int(index) for index in np.round(np.linspace(0, total - 1, count))]
 
 

@@ -136,6 +136,27 @@ def test_the_driver_copies_in_the_owning_context(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.gpu
+def test_an_image_on_a_gpu_is_copied() -> None:
+    """Memory of the first GPU's primary context, filled and read through the CUDA driver."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pytest.skip("no CUDA driver")
+    context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
+    if cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0):
+        pytest.skip("no NVIDIA GPU")
+    size = ctypes.c_size_t(RGB.nbytes)
+    assert cuda.cuCtxPushCurrent_v2(context) == 0
+    assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), size) == 0
+    assert cuda.cuMemcpyHtoD_v2(pointer, ctypes.c_void_p(RGB.ctypes.data), size) == 0
+    assert cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())) == 0
+    np.testing.assert_array_equal(load_image(OnlyCuda(RGB, data=(pointer.value, False), stream=1)), RGB)
+    assert cuda.cuCtxPushCurrent_v2(context) == 0
+    assert cuda.cuMemFree_v2(pointer) == 0
+    assert cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())) == 0
+
+
 def test_a_failed_copy_pops_the_context_and_names_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver("cuMemcpyDtoH_v2")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)

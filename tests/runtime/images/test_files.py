@@ -75,8 +75,14 @@ def test_a_decompression_bomb_stops_at_the_header() -> None:
         load_image(png_of(13_000, 13_000, body))
 
 
-def test_16384_squared_is_refused_with_its_size() -> None:
-    with pytest.raises(ImageError, match=r"16384x16384 px|more pixels than the limit"):
+def test_the_size_is_checked_before_the_first_byte_is_decoded() -> None:
+    """There are no pixels behind this header; whoever decodes first calls the file damaged."""
+    with pytest.raises(ImageError, match=r"9000x9000 px = 81,000,000 pixels, the limit is 67,108,864"):
+        load_image(png_of(9_000, 9_000))
+
+
+def test_16384_squared_is_refused() -> None:
+    with pytest.raises(ImageError, match="more pixels than the limit of 67,108,864"):
         load_image(png_of(16_384, 16_384))
 
 
