@@ -33,6 +33,13 @@ def test_values_equal_the_reference(weight: np.ndarray) -> None:
             assert result.q[row, 32 * group : 32 * group + 32].tolist() == q
 
 
+def test_integers_are_rounded_against_the_stored_scale() -> None:
+    weight = np.random.default_rng(2).normal(0, 1, (64, 128)).astype(np.float32)
+    result = quantize_nearest(weight, 128)
+    for row in range(64):  # with the scale before its rounding to f16, some thirty of these integers differ
+        assert result.q[row].tolist() == reference(weight[row])[0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(arrays(np.float32, (2, 32), elements=st.floats(-50, 50, width=32)), st.sampled_from([-20.0, 0.0, 20.0]))
 def test_error_is_at_most_one_step_even_for_groups_of_one_sign(weight: np.ndarray, shift: float) -> None:
