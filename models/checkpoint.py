@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 from transformers.initialization import no_init_weights
 
 from models.llava import LlavaLlamaConfig, LlavaLlamaForCausalLM
 from models.nvila import NVILAQwen2
 from models.projector import build_vision_projector
+from models.tokenizer import read_tokenizer
 from models.vision_tower import tower_class_named, vision_weight_name
-from models.weights import default_dtype, load_strict, read_json
+from models.weights import default_dtype, load_strict, read_config, read_json
 from runtime.errors import ExportError
 
 HF_LLAVA, ORIGINAL_LLAVA, NVILA = "hf-llava", "original-llava", "nvila"
@@ -51,7 +52,7 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32)
         model: Any = NVILAQwen2.load_pretrained(directory, dtype=dtype)
     else:
         model = _load_hf(directory, dtype) if layout == HF_LLAVA else _load_original(directory, dtype)
-        model.tokenizer = load_tokenizer(directory)
+        model.tokenizer = read_tokenizer(directory)
     return model.eval(), _FAMILIES[layout]
 
 
@@ -71,18 +72,6 @@ def checkpoint_layout(directory: Path) -> str:
         return ORIGINAL_LLAVA
     described = architecture or config.get("model_type") or "none named"
     raise ExportError(f"{directory}/config.json: unknown architecture {described!r}", hint=_SUPPORTED)
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a directory, its chat template included where it lies in a file of its own."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"{directory}: the tokenizer cannot be read: {error}", hint="copy tokenizer.json") from error
-    template = directory / "chat_template.json"
-    if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = read_json(template).get("chat_template")
-    return tokenizer
 
 
 def rename_hf_llava(name: str) -> str | None:
@@ -108,7 +97,7 @@ def rename_original_llava(name: str) -> str | None:
 
 
 def _load_hf(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForCausalLM:
-    source = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    source = read_config(directory, AutoConfig)
     tower = tower_class_named(source.vision_config.model_type, directory)
     config = _hf_config(source, directory)
     with no_init_weights(), default_dtype(dtype or _dtype_of(source)):
@@ -150,7 +139,7 @@ def _hf_config(source: Any, directory: Path) -> LlavaLlamaConfig:
 
 
 def _set_image_token(model: LlavaLlamaForCausalLM, directory: Path, source: Any) -> None:
-    tokenizer = load_tokenizer(directory)
+    tokenizer = read_tokenizer(directory)
     index = getattr(source, "image_token_id", None)
     token = tokenizer.convert_ids_to_tokens(index if index is not None else source.image_token_index)
     if token is None:

@@ -38,10 +38,12 @@ VICUNA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A picture's or video's place in a message: the media token, once per tile that is numbered in the prompt."""
+    """A picture's or video's place in a message: the media token, or one token and line break for each of its
+    ``tiles``.
+    """
 
     token: str
-    repeats: int = 1
+    tiles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,12 @@ def _content(turn: Turn, structured: bool, mark: Any) -> Any:
         if isinstance(part, str):
             items.append({"type": "text", "text": mark(part)})
         else:
-            items += [{"type": "image"}] * part.repeats if part.token == MEDIA_TOKENS["image"] else _as_text(part)
+            items += [{"type": "image"}] * (part.tiles or 1) if part.token == MEDIA_TOKENS["image"] else _as_text(part)
     return items
 
 
 def _media_text(part: MediaPart) -> str:
-    # A picture cut into tiles is written once per tile, each with a line break, as published.
-    return part.token if part.repeats == 1 else (part.token + "\n") * part.repeats
+    return part.token if part.tiles is None else (part.token + "\n") * part.tiles
 
 
 def _as_text(part: MediaPart) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from models.nvila_generation import LlavaMetaForCausalLM
 from models.nvila_model import LlavaMetaModel
 from models.nvila_stream import StreamState
 from models.prompts import Prompt
-from models.weights import default_dtype, load_strict
+from models.weights import default_dtype, load_strict, read_config
 from runtime.errors import ExportError, UsageError
 
 __all__ = [
@@ -108,7 +108,7 @@ class NVILAQwen2(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
 
 
 def _load_llm(directory: Path, tokens: int, dtype: torch.dtype) -> Any:
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    config = read_config(directory, AutoConfig)
     if not isinstance(config, Qwen2Config):
         raise ExportError(f"{directory}: a decoder of type {config.model_type!r}", hint="Qwen2 decoders are supported")
     with no_init_weights(), default_dtype(dtype):

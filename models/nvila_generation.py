@@ -165,30 +165,31 @@ class LlavaMetaForCausalLM(ABC):
         """
         spec = self.tiling_spec()
         turns, found = take_apart(conversation, spec.video_frames)
-        media, media_config, repeats = self._media_tensors(found, spec)
-        places = iter(repeats)
+        media, media_config, tiles = self._media_tensors(found, spec)
+        places = iter(tiles)
         for message, turn in zip(conversation, turns, strict=True):
             message["value"] = [_repeated(part, places) for part in turn.parts]
         return media, media_config
 
     def _media_tensors(
         self, found: Media, spec: TilingSpec
-    ) -> tuple[dict[str, list[Tensor]], dict[str, dict[str, Any]], list[int]]:
+    ) -> tuple[dict[str, list[Tensor]], dict[str, dict[str, Any]], list[int | None]]:
         dtype, processor = self.vision_tower.dtype, self.vision_tower.image_processor  # type: ignore[attr-defined]
         media: dict[str, list[Tensor]] = {}
         settings: dict[str, dict[str, Any]] = {"image": {}, "video": {}}
-        repeats: list[int] = []
+        places: list[int | None] = []
         if found.images:
             tiles, layouts = pictures_tiles(found.images, spec, processor)
             media["image"] = [tile.to(dtype) for stack in tiles for tile in stack]
             if spec.mode == "dynamic_s2":
                 settings["image"]["block_sizes"] = [lay.grid if lay.multi_scale else None for lay in layouts]
-            repeats = [layout.num_tiles if spec.mode == "dynamic" else 1 for layout in layouts]
+            written = spec.mode == "dynamic" and (len(layouts) == 1 or spec.tile_all)
+            places = [layout.num_tiles if written else None for layout in layouts]
         for frames in found.videos:
             several = TilingSpec(**_plain_fields(spec))
             tiles, _ = pictures_tiles(frames, several, processor)
             media.setdefault("video", []).append(torch.cat(tiles).to(dtype))
-        return media, settings, repeats
+        return media, settings, places
 
     @property
     def default_generation_config(self) -> GenerationConfig:

@@ -35,7 +35,7 @@ class StreamState:
                 hint="start a new conversation: start_pos=0",
             )
         if start_pos < held:
-            self._cache.crop(start_pos)
+            self._cache.crop(start_pos - held)
         positions = torch.arange(start_pos, start_pos + embeds.shape[1], device=embeds.device).unsqueeze(0)
         output = llm(
             inputs_embeds=embeds,
@@ -56,7 +56,7 @@ def expand_tiles(input_ids: Tensor, num_tiles: int, tokenizer: Any) -> Tensor:
     """
     image_id = tokenizer.media_token_ids["image"]
     places = torch.where(input_ids[0] == image_id)[0].tolist()
-    if len(places) != 1 or num_tiles < 2:
+    if len(places) != 1 or num_tiles < 1:
         return input_ids
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     expanded = ([image_id, *newline] * num_tiles)[: -len(newline) if takes_parts(tokenizer) else None]

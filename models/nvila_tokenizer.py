@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from models.conversation import MEDIA_TOKENS, SENTINEL, infer_stop_tokens
+from models.tokenizer import read_tokenizer
 from runtime.errors import ExportError
 
 _TEMPLATES = {
@@ -33,12 +32,7 @@ def build_tokenizer(llm_path: str | Path, chat_template: str | None = None) -> A
             break
     else:
         raise ExportError(f"Cannot find tokenizer in {llm_path}.", hint="copy tokenizer.json and tokenizer_config.json")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            directory, padding_side="right", trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"{directory}: the tokenizer cannot be read: {error}", hint="copy tokenizer.json") from error
+    tokenizer = read_tokenizer(directory)
     if chat_template is not None:
         tokenizer.chat_template = named_template(chat_template)
     elif not tokenizer.chat_template:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from models.mosaic import fold_squares
 from models.weights import load_strict, read_tensors
@@ -166,7 +167,8 @@ def projector_kind(directory: Path) -> str:
 
 def _load_projector(directory: Path, config: Any) -> MultimodalProjector:
     try:
-        projector = MultimodalProjector(projector_kind(directory), config)
+        with no_init_weights():
+            projector = MultimodalProjector(projector_kind(directory), config)
     except ValueError as error:
         raise ExportError(f"{directory}/config.json: {error}", hint="one of " + ", ".join(VILA_TYPES)) from error
     load_strict(projector, directory, named="projector")

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from models.weights import load_strict, model_directory, read_json
+from models.weights import load_strict, model_directory, read_config, read_json
 from runtime.errors import ExportError, UsageError
 
 # A full CLIP or SigLIP checkpoint holds these beside the vision weights; position_ids were saved by old versions.
@@ -64,7 +64,7 @@ class VisionTower(nn.Module):
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if delay_load:
-            self.cfg_only = self.config_class.from_pretrained(model_directory(vision_tower))
+            self.cfg_only = read_config(model_directory(vision_tower), self.config_class)
         else:
             self.load_model()
 
@@ -84,7 +84,7 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             return
         directory = model_directory(self.vision_tower_name)
-        config = self.config_class.from_pretrained(directory)
+        config = read_config(directory, self.config_class)
         with no_init_weights():
             model = self.model_class(config)
         if dtype := _stored_dtype(config):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -132,9 +134,6 @@ def model_directory(name: str | Path) -> Path:
     """A local directory for a path or for a hub name that is already in the local cache; nothing is downloaded."""
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
@@ -152,3 +151,12 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(previous)
+
+
+def read_config(directory: Path, config_class: Any) -> Any:
+    """transformers' configuration of a directory. Raises ExportError naming what it refuses in config.json."""
+    read_json(directory / "config.json")
+    try:
+        return config_class.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ExportError(f"{directory}/config.json is refused by transformers: {error}") from error
