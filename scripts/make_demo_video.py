@@ -3,9 +3,9 @@
 
     python scripts/make_demo_video.py [--out runtime/demo]
 
-Six scenes of 40 frames with 1, 2, 3, 1, 2 and 3 moving shapes, sensor noise and drifting brightness, Motion JPEG at 12 frames a
-second. Line i of the truth is {"frame": i, "caption": the one right caption, "ambiguous": true where it could be argued about,
-such as a shape on the border of two places}.
+Six scenes of 40 frames with 1, 2, 3, 1, 2 and 3 moving shapes, sensor noise and drifting brightness, Motion JPEG at
+12 frames a second. Line i of the truth is {"frame": i, "caption": the one right caption, "ambiguous": true where it
+could be argued about, such as a shape on the border of two places}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import struct
 import sys
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ def write(pictures: Sequence[Picture], out: Path, quality: int) -> int:
     for name, content in (("demo.avi", video), ("demo_truth.jsonl", truth)):
         partial = out / (name + ".tmp")
         partial.write_bytes(content)
-        os.replace(partial, out / name)
+        partial.replace(out / name)
     return len(video)
 
 

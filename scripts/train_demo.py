@@ -4,10 +4,11 @@
     python scripts/train_demo.py demo-llava --out runs/llava
     python scripts/train_demo.py demo-nvila --out runs/nvila --resume
     python scripts/train_demo.py demo-llava --out runs/llava --evaluate models/demo/demo-llava
-    python scripts/train_demo.py demo-llava --out runs/llava --export models/demo/demo-llava
+    python scripts/train_demo.py demo-llava --out runs/llava --release models/demo/demo-llava
 
-Everything is a function of the seed and the step, so a run that was stopped (SIGTERM saves) continues with `--resume` as if it
-had not been. The end of the linear decay is `--steps`: resuming with fewer steps starts the decay earlier.
+Everything is a function of the seed and the step, so a run that was stopped (SIGTERM saves) continues with
+`--resume` as if it had not been. The end of the linear decay is `--steps`: resuming with fewer steps starts the
+decay earlier.
 """
 
 from __future__ import annotations
@@ -32,20 +33,25 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     if args.evaluate:
         return _evaluate(args)
-    if args.export:
-        from scripts.demo_model.release import export_run
-
-        export_run(args.family, args.out, args.export)
-        return 0
+    if args.release:
+        return _release(args)
     from scripts.demo_model.training import Options, train
 
     steps = args.steps or STEPS[args.family]
     vision_steps = args.vision_steps if args.vision_steps is not None else min(VISION_STEPS[args.family], steps // 3)
     train(
         Options(
-            args.family, args.out, steps, vision_steps, args.seed, args.device, half=not args.fp32,
-            compile=not args.eager, resume=args.resume,
-        )  # fmt: skip
+            args.family,
+            args.out,
+            steps,
+            vision_steps,
+            args.decay_steps or max(1, int(0.4 * steps)),
+            args.seed,
+            args.device,
+            half=not args.fp32,
+            compile=not args.eager,
+            resume=args.resume,
+        )
     )
     return 0
 
@@ -65,12 +71,26 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _release(args: argparse.Namespace) -> int:
+    """Export, evaluate what was exported, and write its card."""
+    from scripts.demo_model.card import write_card
+    from scripts.demo_model.release import export_run
+
+    export_run(args.family, args.out, args.release)
+    if not args.unscored:
+        args.evaluate, args.out = args.release, args.release
+        _evaluate(args)
+        write_card(args.release)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=list(STEPS))
     parser.add_argument("--out", type=Path, required=True, help="directory of the run: state, log, evaluation")
     parser.add_argument("--steps", type=int, help=f"steps of 32 pictures (default: {STEPS})")
     parser.add_argument("--vision-steps", type=int, help=f"of which vision only (default: {VISION_STEPS})")
+    parser.add_argument("--decay-steps", type=int, help="at the end with a falling rate (default: 40 %% of the steps)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the state in --out")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -79,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eager", action="store_true", help="no torch.compile")
     parser.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="score this checkpoint directory and stop")
     parser.add_argument("--quick", action="store_true", help="with --evaluate: a tenth of the scenes")
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write the run's weights in the released layout and stop")
+    parser.add_argument(
+        "--release", type=Path, metavar="DIR", help="write the run's weights, scores and model card to DIR and stop"
+    )
+    parser.add_argument("--unscored", action="store_true", help="with --release: weights and record only")
     return parser
 
 

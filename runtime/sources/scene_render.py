@@ -1,8 +1,8 @@
 """Pixels of a scene: camera look, rendering, figure masks, and motion over time (numpy only).
 
-Every figure is drawn by one polar formula: with n corners and a = pi / n, a regular shape or star of outer radius R and inner
-radius q R has the boundary r(phi) = R q sin(a) / (q sin(a - phi) + sin(phi)), phi being the angle folded into [0, a].
-Coverage is clamp((r - rho) / softness + 0.5), computed only in the figure's bounding box.
+Every figure is drawn by one polar formula: with n corners and a = pi / n, a regular shape or star of outer radius R
+and inner radius q R has the boundary r(phi) = R q sin(a) / (q sin(a - phi) + sin(phi)), phi being the angle folded
+into [0, a]. Coverage is clamp((r - rho) / softness + 0.5), computed only in the figure's bounding box.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def sample_look(rng: np.random.Generator) -> Look:
 def _bilinear(size: int) -> np.ndarray:
     """[size, 6] weights that interpolate the knots at pixel centres."""
     at = np.linspace(0, KNOTS - 1, size)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(KNOTS))).astype(np.float32)
+    weights: np.ndarray = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(KNOTS))).astype(np.float32)
+    return weights
 
 
 def _box(figure: Figure, scene: Scene, columns: int, rows: int) -> tuple[slice, slice]:
@@ -78,7 +79,9 @@ def _box(figure: Figure, scene: Scene, columns: int, rows: int) -> tuple[slice, 
     return slice(max(0, y0), max(0, min(rows, y1))), slice(max(0, x0), max(0, min(columns, x1)))
 
 
-def _coverage(figure: Figure, scene: Scene, columns: int, rows: int, softness: float) -> tuple[np.ndarray, slice, slice]:
+def _coverage(
+    figure: Figure, scene: Scene, columns: int, rows: int, softness: float
+) -> tuple[np.ndarray, slice, slice]:
     """(alpha f32 [h, w] in 0..1, row slice, column slice) of one figure on a grid of rows x columns."""
     ys, xs = _box(figure, scene, columns, rows)
     sx, sy = columns / scene.width, rows / scene.height
@@ -149,8 +152,8 @@ def moving_pictures(
 ) -> Iterator[Picture]:
     """An endless film: figures drift and bounce, brightness wanders, and every `cut_every` frames a new scene begins.
 
-    `counts` are the numbers of figures of the scenes, in turn; `speed` is in units per frame. The same generator state
-    gives the same film.
+    `counts` are the numbers of figures of the scenes, in turn; `speed` is in units per frame. The same generator
+    state gives the same film.
     """
     cut = 0
     while True:

@@ -1,15 +1,17 @@
 """Scenes of coloured shapes: what is in the picture, and the words that describe it.
 
-The demo models are trained on these scenes, the demo video shows them, and the `synthetic://` source streams them, so the
-text that the runtime prints can be checked against the truth. This file is the content (which figures, where, which caption);
-`scene_render.py` beside it turns a scene into pixels.
+The demo models are trained on these scenes, the demo video shows them, and the `synthetic://` source streams them,
+so the text that the runtime prints can be checked against the truth. This file is the content (which figures,
+where, which caption); `scene_render.py` beside it turns a scene into pixels.
 
-Units: the short side of the picture is 96 units, whatever its size in pixels. A long picture has more room, so figures (and the
-margins that keep labels unambiguous) grow with the fourth root of the aspect ratio: see `Scene.growth`.
+Units: the short side of the picture is 96 units, whatever its size in pixels. A long picture has more room, so
+figures (and the margins that keep labels unambiguous) grow with the fourth root of the aspect ratio: see
+`Scene.growth`.
 
-Where things are: one rule for every aspect ratio. A figure's position is the fraction (x / width, y / height) of the picture's
-own width and height. The nine places are thirds of those fractions. Of two figures, the one relation is the axis on which the
-*fractions* differ more: `left of` when |dx| >= |dy|, `above` otherwise. Lists go from left to right.
+Where things are: one rule for every aspect ratio. A figure's position is the fraction (x / width, y / height) of
+the picture's own width and height. The nine places are thirds of those fractions. Of two figures, the one relation
+is the axis on which the *fractions* differ more: `left of` when |dx| >= |dy|, `above` otherwise. Lists go from left
+to right.
 
 Only numpy is imported.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -125,7 +127,9 @@ def sample_scene(
     radius, centres, large = _place(rng, width, height, chosen, large, spacing)
     angles = rng.uniform(-0.26, 0.26, n)
     figures = [
-        Figure(color, shape, bool(large[i]), float(centres[i, 0]), float(centres[i, 1]), float(radius[i]), float(angles[i]))
+        Figure(
+            color, shape, bool(large[i]), float(centres[i, 0]), float(centres[i, 1]), float(radius[i]), float(angles[i])
+        )
         for i, (color, shape) in enumerate(chosen)
     ]
     return Scene(width, height, tuple(figures))
@@ -139,7 +143,10 @@ def _place(
     large: np.ndarray,
     spacing: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(radius [n], centres [n, 2], large [n]): rejection sampling, 48 layouts at a time; too crowded: all figures small."""
+    """(radius [n], centres [n, 2], large [n]): rejection sampling, 48 layouts at a time.
+
+    Where it is too crowded, all figures become small.
+    """
     n = len(pairs)
     growth = growth_of(width / height)
     scale = np.array([SHAPE_SCALE[shape] for _, shape in pairs]) * 0.95
@@ -168,15 +175,17 @@ def _clear(
     if n == 1:
         fraction = layouts[:, 0] / size
         border = np.minimum(np.abs(fraction - 1 / 3), np.abs(fraction - 2 / 3)).min(1)
-        return border >= PLACE_MARGIN * growth
+        return np.asarray(border >= PLACE_MARGIN * growth)
     i, j = np.triu_indices(n, 1)
     delta = np.abs(layouts[:, i] - layouts[:, j])
     need = (outer[i] + outer[j] + GAP) * spacing
-    ok = (np.hypot(delta[..., 0], delta[..., 1]) >= need).all(1)
+    ok: np.ndarray = (np.hypot(delta[..., 0], delta[..., 1]) >= need).all(1)
     dx, dy = (delta / size).transpose(2, 0, 1)
     if n == 2:
-        return ok & (np.abs(dx - dy)[:, 0] >= RELATION_MARGIN * growth)
-    return ok & (dx >= ORDER_MARGIN * growth).all(1)
+        ok &= np.abs(dx - dy)[:, 0] >= RELATION_MARGIN * growth
+    else:
+        ok &= (dx >= ORDER_MARGIN * growth).all(1)
+    return ok
 
 
 # ---------------------------------------------------------------- words
@@ -240,5 +249,5 @@ def is_ambiguous(scene: Scene) -> bool:
         return not place_is_clear(scene, figures[0])
     if len(figures) == 2:
         return not relation_is_clear(scene, *figures)
-    gaps = [(b.x - a.x) / scene.width for a, b in zip(figures, figures[1:], strict=False)]
+    gaps = [(b.x - a.x) / scene.width for a, b in pairwise(figures)]
     return bool(gaps) and min(gaps) < ORDER_MARGIN * scene.growth

@@ -1,12 +1,14 @@
 """The two demo models as torch modules: transformers' own towers and decoders around LLaVA's and VILA's glue.
 
-`demo-llava`: CLIP tower -> MLP -> Llama, one 96 x 96 picture. `demo-nvila`: SigLIP tower over dynamic-S2 tiles of 64 x 64 ->
-2x2 space-to-depth projector -> Qwen2. Both work on flat lists of patches and image tokens, so that a batch can mix grids.
+`demo-llava`: CLIP tower -> MLP -> Llama, one 96 x 96 picture. `demo-nvila`: SigLIP tower over dynamic-S2 tiles of
+64 x 64 -> 2x2 space-to-depth projector -> Qwen2. Both work on flat lists of patches and image tokens, so that a
+batch can mix grids.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +38,8 @@ LLM_LAYERS = {"demo-llava": 4, "demo-nvila": 4}
 class TileIndex:
     """Which patches make up each image token of a batch of demo-nvila pictures.
 
-    `fine` and `coarse` int64 [N * 4] are rows of the tower's output [tiles * 16, 144]: image token t is made of the four
-    patches 4t .. 4t + 3 (its 2 x 2 square, row-major), tokens row-major over each picture's whole mosaic.
+    `fine` and `coarse` int64 [N * 4] are rows of the tower's output [tiles * 16, 144]: image token t is made of the
+    four patches 4t .. 4t + 3 (its 2 x 2 square, row-major), tokens row-major over each picture's whole mosaic.
     """
 
     fine: Tensor
@@ -51,9 +53,9 @@ class DemoModel(nn.Module):
         super().__init__()
         self.family = family
         if family == "demo-llava":
-            self.vision: nn.Module = CLIPVisionModel(clip_config())
-            self.projector: nn.Module = LlavaProjector(128, 128)
-            self.llm: nn.Module = LlamaForCausalLM(llama_config())
+            self.vision: Any = CLIPVisionModel(clip_config())
+            self.projector: Any = LlavaProjector(128, 128)
+            self.llm: Any = LlamaForCausalLM(llama_config())
         else:
             self.vision = SiglipVisionModel(siglip_config())
             self.projector = VilaProjector(2 * 144, 256)
@@ -80,7 +82,7 @@ class DemoModel(nn.Module):
         if fine is None or coarse is None:
             return hidden[:, 1:].flatten(0, 1)
         flat = hidden.flatten(0, 1)
-        return torch.cat([flat[coarse], flat[fine]], -1)  # both scales are replicated exactly: the grid is a whole multiple
+        return torch.cat([flat[coarse], flat[fine]], -1)  # replicated: exact, grids are whole multiples
 
     def image_tokens(self, features: Tensor) -> Tensor:
         """Patch features [P, C] -> image tokens [N, D] in reading order."""
@@ -92,7 +94,7 @@ class DemoModel(nn.Module):
         return embeds.masked_scatter(is_image[..., None], image_tokens.to(embeds.dtype))
 
     def decode(self, embeds: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        """embeds [B, T, D], visible bool [B, 1, T, T] (key allowed), positions [B, T] -> normed hidden states [B, T, D]."""
+        """embeds [B, T, D], visible bool [B, 1, T, T] (key allowed), positions [B, T] -> normed states [B, T, D]."""
         decoder = self.llm.model
         hidden_keys = torch.zeros(visible.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~visible, -1e9)
         rope = decoder.rotary_emb(embeds, position_ids=positions)
@@ -115,7 +117,7 @@ class LlavaProjector(nn.Module):
 
 
 class VilaProjector(nn.Module):
-    """VILA's `mlp_downsample` after its 2 x 2 space-to-depth (layer 0 has no weights): LayerNorm, linear, GELU, linear."""
+    """VILA's `mlp_downsample` after its 2 x 2 space-to-depth (layer 0, without weights): LayerNorm, MLP."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

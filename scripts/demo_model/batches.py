@@ -33,7 +33,7 @@ MAX_TOKENS_PER_BATCH = 16 * OUTLINES["square"] + 24 * (OUTLINES["wide"] + OUTLIN
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision input of a batch. For demo-nvila tiles and index are padded to a fixed size, so that shapes never change."""
+    """The vision input of a batch; for demo-nvila, tiles and index may be padded so that shapes never change."""
 
     tiles: Tensor  # f32 [T, 3, S, S], normalised
     index: TileIndex | None

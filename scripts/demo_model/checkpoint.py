@@ -15,8 +15,10 @@ STATE = "state.safetensors"
 _PREFIXES = {"model": "model.", "head": "head."}
 
 
-def save(out: Path, model: nn.Module, head: nn.Module, optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]) -> None:
-    """Write `out/state.safetensors`; `meta` (step, counters, ...) travels in its header, so the two can never disagree."""
+def save(
+    out: Path, model: nn.Module, head: nn.Module, optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]
+) -> None:
+    """Write `out/state.safetensors`; `meta` (step, counters) travels in its header: the two cannot disagree."""
     tensors: dict[str, Tensor] = {}
     for name, module in (("model", model), ("head", head)):
         tensors |= {_PREFIXES[name] + key: value.detach().contiguous() for key, value in module.state_dict().items()}
@@ -28,7 +30,7 @@ def save(out: Path, model: nn.Module, head: nn.Module, optimizers: list[torch.op
     save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, out / STATE)
+    temporary.replace(out / STATE)
 
 
 def meta_of(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Dense targets of every patch, learned by a linear head that is dropped at export.
 
-Without them the tower does not find shapes or positions within this budget: cross-entropy averaged over mostly empty patches
-leaves shape at chance, so shape, size and centre count figure patches only; the 2-pixel occupancy gives sub-patch outlines.
+Without them the tower does not find shapes or positions within this budget: cross-entropy averaged over mostly
+empty patches leaves shape at chance, so shape, size and centre count figure patches only; the 2-pixel occupancy
+gives sub-patch outlines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The evaluation scenes and questions, drawn without torch (numpy; OpenCV for the JPEG and blur conditions).
 
-The natural distribution is the training's (22 of the 24 colour-shape pairs, plain camera look, no augmentation) from streams
-that training can never use. Nothing is filtered: each scene is asked one question of every kind that applies to it.
+The natural distribution is the training's (22 of the 24 colour-shape pairs, plain camera look, no augmentation)
+from streams that training can never use. Nothing is filtered: each scene is asked one question of every kind that
+applies to it.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def eval_items(
 ) -> Iterator[EvalItem]:
     """`n_scenes` unseen scenes of the family's natural distribution, always the same for the same arguments.
 
-    `count` fixes the number of figures, `grid` the tiling (demo-nvila). Conditions: "held_out" (each scene has a pair that
-    training never shows; 1 to 4 figures), "jpeg50" (quality 50), "blur" (sigma 1 pixel), "occluded" (a grey patch over at
-    most 20 % of a figure).
+    `count` fixes the number of figures, `grid` the tiling (demo-nvila). Conditions: "held_out" (each scene has a
+    pair that training never shows; 1 to 4 figures), "jpeg50" (quality 50), "blur" (sigma 1 pixel), "occluded" (a
+    grey patch over at most 20 % of a figure).
     """
     rng = generator(
         "evaluate", seed, FAMILIES.index(family), CONDITIONS.index(condition), 9 if count is None else count,

@@ -1,7 +1,7 @@
 """Greedy exact match of a demo model, per kind of question, with 95 % intervals.
 
-Answers are scored by teacher forcing: every token of the right answer (and the end token) is the argmax given the right tokens
-before it, which holds exactly when greedy decoding writes the right answer.
+Answers are scored by teacher forcing: every token of the right answer (and the end token) is the argmax given the
+right tokens before it, which holds exactly when greedy decoding writes the right answer.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def proportion(rights: Iterable[bool]) -> dict[str, Any]:
 
 
 def _bootstrap(found: Sequence[Outcome], draws: int = 1000) -> tuple[float, float]:
-    """95 % interval of the mean over kinds: scenes (not questions) are resampled, because a scene's answers go together."""
+    """95 % interval of the mean over kinds: scenes are resampled: a scene's answers go together."""
     asked = np.zeros((len(found), len(KINDS)))
     right = np.zeros_like(asked)
     for i, scene in enumerate(found):
@@ -143,7 +143,9 @@ def _bootstrap(found: Sequence[Outcome], draws: int = 1000) -> tuple[float, floa
     return float(low), float(high)
 
 
-def mistakes(model: DemoModel, packer: Packer, items: Sequence[EvalItem], limit: int = 20) -> list[tuple[int, str, str]]:
+def mistakes(
+    model: DemoModel, packer: Packer, items: Sequence[EvalItem], limit: int = 20
+) -> list[tuple[int, str, str]]:
     """(scene, question, right answer) of the first wrong answers, for reading."""
     found = outcomes(model, packer, items)
     wrong = (

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from scripts.demo_model.architecture import PATCH_PX, DemoModel
 
 WARM_UP_STEPS = 60
-DECAY_SHARE = 0.4  # of all steps: the linear decay at the end
 PEAK_RATE = 2.5e-3
 CLIP_NORM = 1.0
 
 
-def learning_rate(step: int, steps: int, peak: float = PEAK_RATE, decay_share: float = DECAY_SHARE) -> float:
-    """Warm-up, constant, then linear to 1 % over the last `decay_share` of `steps`."""
-    decay = max(1, int(steps * decay_share))
-    return peak * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, max(0.01, (steps - step) / decay))
+def learning_rate(step: int, steps: int, decay_steps: int, peak: float = PEAK_RATE) -> float:
+    """Warm-up, constant, then linear to 1 % over the last `decay_steps` of `steps`."""
+    return peak * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, max(0.01, (steps - step) / decay_steps))
 
 
 def initialize(model: DemoModel, generator: torch.Generator) -> None:
-    """Patch filters = low-frequency DCT in opponent colours; positions = 2-D sines: both found necessary at this budget."""
+    """Patch filters = low-frequency DCT in opponent colours; positions = 2-D sines: both needed at this budget."""
     embeddings = model.vision.embeddings
     weight = embeddings.patch_embedding.weight
     basis = torch.from_numpy(dct_filters(len(weight), PATCH_PX))
@@ -36,7 +34,7 @@ def initialize(model: DemoModel, generator: torch.Generator) -> None:
 
 
 def dct_filters(count: int, side: int) -> np.ndarray:
-    """f32 [count, 3, side, side]: lowest frequencies first; half of the filters see luminance, a quarter each R-G and B-Y."""
+    """f32 [count, 3, side, side]: lowest frequencies first; half see luminance, a quarter each R-G and B-Y."""
     at = np.arange(side) + 0.5
     order = sorted(((i, j) for i in range(side) for j in range(side)), key=lambda ij: (ij[0] + ij[1], ij))
     axes = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
@@ -51,11 +49,13 @@ def dct_filters(count: int, side: int) -> np.ndarray:
 
 
 def sine_positions(side: int, waves: int, amplitude: float = 0.3) -> np.ndarray:
-    """f32 [side * side, 4 * waves]: sines and cosines of x and y, from half a period over the picture to one per patch pair."""
+    """f32 [side * side, 4 * waves]: sines and cosines of x and y, from half a period over the picture."""
     y, x = np.divmod(np.arange(side * side), side) + np.array([[0.5], [0.5]])
     frequency = np.pi / side * 2.0 ** np.linspace(0, np.log2(side), waves)
     angles = (np.outer(x, frequency), np.outer(y, frequency))
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1).astype(np.float32) * np.float32(amplitude)
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1).astype(np.float32) * np.float32(
+        amplitude
+    )
 
 
 class Muon(torch.optim.Optimizer):
@@ -100,7 +100,10 @@ def build_optimizers(model: DemoModel, head: nn.Module) -> list[torch.optim.Opti
     hidden = [p for name, p in model.named_parameters() if _is_hidden(name, p)]
     taken = {id(p) for p in hidden}
     others = [p for p in (*model.parameters(), *head.parameters()) if id(p) not in taken]
-    return [Muon(hidden, PEAK_RATE), torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+    return [
+        Muon(hidden, PEAK_RATE),
+        torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
 
 
 def _is_hidden(name: str, param: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Conversations as token rows: the image prefix once, then independent question/answer segments, or one conversation.
 
-A packed row equals separate sequences: a segment sees the prefix and itself (block-diagonal causal mask) and its positions
-start where the prefix ends. Tokens are exactly those of the tokenizer and the chat template.
+A packed row equals separate sequences: a segment sees the prefix and itself (block-diagonal causal mask) and its
+positions start where the prefix ends. Tokens are exactly those of the tokenizer and the chat template.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seeds, picture sizes and S2 grids shared by training and evaluation (numpy only).
 
-Training and evaluation never share a random stream: the first word of every seed is the purpose, so the streams are disjoint
-by construction, whatever the seeds are.
+Training and evaluation never share a random stream: the first word of every seed is the purpose, so the streams are
+disjoint by construction, whatever the seeds are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRIDS = tuple(  # (rows, columns), every grid that demo-nvila accepts, by area
 
 # demo-nvila: how many of 32 pictures have which outline. The order inside a batch is the order here.
 OUTLINES = {"square": 8, "wide": 12, "tall": 5, "panorama": 7}
-PANORAMAS = {(1, 4): (3.0, 4.3), (1, 5): (4.6, 5.3), (1, 6): (5.6, 6.3)}  # grid: aspect ratios; tall ones are the inverse
+PANORAMAS = {(1, 4): (3.0, 4.3), (1, 5): (4.6, 5.3), (1, 6): (5.6, 6.3)}  # grid: aspects (tall: inverse)
 
 
 def generator(purpose: str, seed: int, *key: int) -> np.random.Generator:
@@ -53,8 +53,8 @@ def closest_grid(width: int, height: int) -> tuple[int, int]:
 def picture_size(rng: np.random.Generator, family: Family, outline: str | None = None) -> tuple[int, int]:
     """(width, height) in pixels of a random picture of the family's natural distribution.
 
-    demo-llava squashes every picture to 96 x 96: half are square, a third 4:3-like, some 16:9 and portrait. demo-nvila keeps
-    the shape: `outline` is one of `OUTLINES` (default: drawn with their weights).
+    demo-llava squashes every picture to 96 x 96: half are square, a third 4:3-like, some 16:9 and portrait.
+    demo-nvila keeps the shape: `outline` is one of `OUTLINES` (default: drawn with their weights).
     """
     if family == "demo-llava":
         short = rng.uniform(96, 136)

@@ -1,7 +1,8 @@
 """Trained weights in the released layouts, fp16 safetensors, and back again for evaluation.
 
-`demo-llava` is transformers' LLaVA layout with the key names of llava-1.5-hf; `demo-nvila` is VILA's: a top config.json and
-the folders `llm/`, `vision_tower/` and `mm_projector/`, of which transformers opens the first two by itself.
+`demo-llava` is transformers' LLaVA layout with the key names of llava-1.5-hf; `demo-nvila` is VILA's: a top
+config.json and the folders `llm/`, `vision_tower/` and `mm_projector/`, of which transformers opens the first two
+by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from scripts.demo_model.architecture import (
     qwen2_config,
     siglip_config,
 )
+from scripts.demo_model.card import training_record
 from scripts.demo_model.packing import Packer
 from scripts.demo_model.pictures import MAX_TILES, TILE_PX, Family
 from scripts.demo_model.vocabulary import CLASSES, IMAGE, build_tokenizer, load_tokenizer
@@ -34,11 +36,11 @@ MAX_BYTES = 8_000_000
 
 
 def export_run(family: Family, run: Path, out: Path) -> None:
-    """Write the weights of a training run's state to `out` in the family's layout (without the model card)."""
+    """Write the weights and the record of a training run to `out`, in the family's layout."""
     model = DemoModel(family)
-    meta = checkpoint.load(run / checkpoint.STATE, model)
+    checkpoint.load(run / checkpoint.STATE, model)
     export(model, build_tokenizer(family), out)
-    _json(out / "training.json", {"family": family, "steps": meta["step"], "seed": meta["seed"]})
+    _json(out / "training.json", training_record(family, run))
 
 
 def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -60,7 +62,8 @@ def load_for_evaluation(family: Family, directory: Path) -> tuple[DemoModel, Pac
         model.load_state_dict({_ours_llava(key): value.float() for key, value in tensors.items()})
         return model, Packer(load_tokenizer(directory), family)
     state: dict[str, Tensor] = {}
-    for folder, prefix, theirs in (("llm", "llm.", ""), ("vision_tower", "vision.", "vision_model."), ("mm_projector", "projector.", "")):
+    parts = {"llm": ("llm.", ""), "vision_tower": ("vision.", "vision_model."), "mm_projector": ("projector.", "")}
+    for folder, (prefix, theirs) in parts.items():
         tensors = load_file(directory / folder / "model.safetensors")
         state |= {prefix + key.removeprefix(theirs): value.float() for key, value in tensors.items()}
     model.load_state_dict(state)
@@ -126,16 +129,18 @@ def _export_nvila(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Pat
     tower = siglip_config()
     tower.update({"architectures": ["SiglipVisionModel"], "dtype": "float16"})
     tower.save_pretrained(parts["vision_tower"])
-    half = [0.5, 0.5, 0.5]
-    side = {"height": TILE_PX, "width": TILE_PX}
-    SiglipImageProcessorPil(size=side, resample=3, image_mean=half, image_std=half).save_pretrained(parts["vision_tower"])
+    half, side = [0.5, 0.5, 0.5], {"height": TILE_PX, "width": TILE_PX}
+    processor = SiglipImageProcessorPil(size=side, resample=3, image_mean=half, image_std=half)
+    processor.save_pretrained(parts["vision_tower"])
     _fix_processor_type(parts["vision_tower"], "SiglipImageProcessor")
-    projector = {"architectures": ["MultimodalProjector"], "mm_projector_type": "mlp_downsample", "model_type": "v2l_projector"}
+    projector = {"architectures": ["MultimodalProjector"], "model_type": "v2l_projector"}
+    projector |= {"mm_projector_type": "mlp_downsample"}
     _json(parts["mm_projector"] / "config.json", projector | {"dtype": "float16"})
     _weights(model.llm.state_dict(), parts["llm"])
     _weights({"vision_model." + key: value for key, value in model.vision.state_dict().items()}, parts["vision_tower"])
     _weights(model.projector.state_dict(), parts["mm_projector"])
-    _json(out / "config.json", _vila_config(_read(parts["llm"] / "config.json"), _read(parts["vision_tower"] / "config.json"), projector))
+    written = {name: _read(parts[name] / "config.json") for name in ("llm", "vision_tower")}
+    _json(out / "config.json", _vila_config(written["llm"], written["vision_tower"], projector))
 
 
 def _vila_config(llm: dict[str, Any], tower: dict[str, Any], projector: dict[str, Any]) -> dict[str, Any]:
@@ -209,5 +214,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-

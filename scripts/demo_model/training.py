@@ -29,12 +29,13 @@ DENSE_WEIGHT = 0.3  # of the dense loss once the decoder trains
 
 @dataclass
 class Options:
-    """One run. `vision_steps` of the `steps` are vision only."""
+    """One run. Of the `steps`, the first `vision_steps` are vision only and the last `decay_steps` lower the rate."""
 
     family: Family
     out: Path
     steps: int
     vision_steps: int
+    decay_steps: int
     seed: int = 0
     device: str = "cpu"
     half: bool = True  # bf16 matrix products, fp32 weights
@@ -72,7 +73,10 @@ class Run:
         self.features, self.decode = wrap(self.model.features), wrap(self.model.decode)
 
     def save(self) -> None:
-        meta = {"family": self.options.family, "step": self.step, "cpu_s": self.cpu_s, "seed": self.options.seed}
+        options = self.options
+        precision = "bf16 matrix products, fp32 weights" if options.half else "fp32"
+        meta = {"family": options.family, "seed": options.seed, "vision_steps": options.vision_steps}
+        meta |= {"decay_steps": options.decay_steps, "step": self.step, "cpu_s": self.cpu_s, "precision": precision}
         checkpoint.save(self.options.out, self.model, self.head, self.optimizers, meta)
 
 
@@ -104,7 +108,7 @@ def step(run: Run) -> dict[str, float]:
     options = run.options
     joint = run.step >= options.vision_steps
     batch = training_batch(options.family, options.seed, run.step, run.packer if joint else None)
-    rate = learning_rate(run.step, options.steps)
+    rate = learning_rate(run.step, options.steps, options.decay_steps)
     for optimizer in run.optimizers:
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)

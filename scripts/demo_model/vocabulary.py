@@ -1,7 +1,7 @@
 """Tokenizers and chat templates of the two demo models.
 
-Both are byte-level BPE over the words of the grammar (every other text still works, byte by byte). `demo-llava` has LLaVA-1.5's
-"USER: <image>\\nQ ASSISTANT: A</s>", `demo-nvila` Qwen2's ChatML with its default system message.
+Both are byte-level BPE over the words of the grammar (every other text still works, byte by byte). `demo-llava` has
+LLaVA-1.5's "USER: <image>\\nQ ASSISTANT: A</s>", `demo-nvila` Qwen2's ChatML with its default system message.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ _TEXT = (
     "{%- endif -%}{%- endmacro -%}\n"
 )
 TEMPLATES: dict[Family, str] = {
-    "demo-llava": _TEXT + (
+    "demo-llava": _TEXT
+    + (
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'system' -%}{{ text(message['content']) + ' ' }}"
         "{%- elif message['role'] == 'assistant' -%}{{ ' ' + text(message['content']) + eos_token }}"
         "{%- else -%}{{ 'USER: ' + text(message['content']) + ' ASSISTANT:' }}{%- endif -%}"
         "{%- endfor -%}"
     ),
-    "demo-nvila": _TEXT + (
+    "demo-nvila": _TEXT
+    + (
         "{%- if messages[0]['role'] != 'system' -%}"
         "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
         "{%- for message in messages -%}"
@@ -52,7 +54,10 @@ CLASSES: dict[Family, str] = {"demo-llava": "PreTrainedTokenizerFast", "demo-nvi
 _QWEN2_WORDS = (  # how Qwen2 splits text before BPE; the grammar's words come out the same either way
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_FRAMES: dict[Family, str] = {"demo-llava": "USER: ASSISTANT:", "demo-nvila": "system\nYou are a helpful assistant.\nuser\nassistant\n"}
+_FRAMES: dict[Family, str] = {
+    "demo-llava": "USER: ASSISTANT:",
+    "demo-nvila": "system\nYou are a helpful assistant.\nuser\nassistant\n",
+}
 
 
 def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
