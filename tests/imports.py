@@ -24,16 +24,23 @@ def statements(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
             waiting += list(ast.iter_child_nodes(node))
 
 
-def names(path: Path, everywhere: bool = False) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Parse a file once in a run of the tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def names(path: Path, everywhere: bool = False) -> frozenset[str]:
     """Name the modules that ``path`` imports, on loading or ``everywhere``; of ``from a import b`` both a and a.b."""
     found = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in ast.walk(tree) if everywhere else statements(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
 
 
 def own_files(name: str) -> list[Path]:

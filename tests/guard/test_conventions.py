@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import PACKAGES, ROOT
+from tests.imports import PACKAGES, ROOT, parsed
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -20,10 +20,6 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def prints(module: ast.Module) -> Iterator[ast.AST]:
@@ -96,13 +92,13 @@ RULES = [prints, silent_excepts, global_statements, passed_on_keywords, long_fun
 def test_packages_keep_the_rule(rule: Callable[[ast.Module], Iterator[ast.AST]]) -> None:
     # Classes of `models` keep the signatures of transformers, open keywords included.
     files = [path for path in FILES if rule is not passed_on_keywords or path.relative_to(ROOT).parts[0] != "models"]
-    broken = [f"{relative(path)}:{getattr(node, 'lineno', 1)}" for path in files for node in rule(tree(path))]
+    broken = [f"{relative(path)}:{getattr(node, 'lineno', 1)}" for path in files for node in rule(parsed(path))]
     assert broken == []
 
 
 @pytest.mark.parametrize("rule", [silent_excepts, long_functions, undocumented], ids=lambda rule: rule.__name__)
 def test_scripts_keep_the_rule(rule: Callable[[ast.Module], Iterator[ast.AST]]) -> None:
-    broken = [f"{relative(path)}:{getattr(node, 'lineno', 1)}" for path in SCRIPTS for node in rule(tree(path))]
+    broken = [f"{relative(path)}:{getattr(node, 'lineno', 1)}" for path in SCRIPTS for node in rule(parsed(path))]
     assert broken == []
 
 
@@ -138,7 +134,7 @@ def test_functions_of_the_typed_packages_are_fully_annotated() -> None:
     """mypy proves it in scripts/check; this covers Pythons where only the tests run."""
     bare = []
     for path in FILES:
-        for node in ast.walk(tree(path)):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, Function):
                 arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
                 missing = [
