@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -159,3 +160,22 @@ def test_every_page_is_found_from_the_index() -> None:
     linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", read(index))}
     pages = {path for path in (ROOT / "docs").rglob("*.md") if path != index}
     assert sorted(str(path.relative_to(ROOT)) for path in pages - linked) == []
+
+
+def test_program_of_the_readme_runs_on_an_embedded_bundle(tmp_path: Path) -> None:
+    images = pytest.importorskip("PIL.Image")
+    images.new("RGB", (320, 240), (90, 120, 150)).save(tmp_path / "photo.jpg")
+    (program,) = blocks(ROOT / "README.md", "python")
+    # The video takes as long as it plays; one picture is a source too.
+    for shown, here in (
+        ("demo-nvila.bundle", ROOT / "runtime/demo/demo-nvila"),
+        ("runtime/demo/demo.avi", "photo.jpg"),
+    ):
+        assert f'"{shown}"' in program
+        program = program.replace(f'"{shown}"', repr(str(here)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
