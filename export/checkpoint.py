@@ -45,6 +45,7 @@ class PromptConvention:
     each_tile: bool
     start_text: str
     end_text: str
+    video_as_pictures: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ def _read_llava(root: Path, config: dict[str, Any]) -> Checkpoint:
             each_tile=False,
             start_text="",
             end_text="",
+            video_as_pictures=True,
         ),
         vision_files=(where, *weights),
         files=(*_present([root], [*_SETTINGS, *_TEXTS, "chat_template.jinja"]), *weights),
@@ -204,6 +206,7 @@ def _read_vila(root: Path, config: dict[str, Any]) -> Checkpoint:
             each_tile=mode == "dynamic",
             start_text=start,
             end_text=end,
+            video_as_pictures=False,
         ),
         vision_files=(where, *(path for folder in vision for path in (folder / "config.json", *_weights(folder)))),
         files=(*_present([root, *folders, *vision], [*_SETTINGS, *_TEXTS, "chat_template.jinja"]), *weights),

@@ -63,6 +63,7 @@ def prompt_request(checkpoint: Checkpoint, context_tokens: int, template_file: P
         each_tile=prompt.each_tile,
         start_text=prompt.start_text,
         end_text=prompt.end_text,
+        video_as_pictures=prompt.video_as_pictures,
         context_tokens=context_tokens,
         template_file=template_file,
     )

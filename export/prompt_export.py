@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class PromptRequest:
 
     ``folders`` are searched in order for tokenizer, template and generation_config.json. ``text_after`` follows an
     image where the template takes content as one text; a template that takes parts says so itself. ``start_text`` and
-    ``end_text`` are embedded around each image block.
+    ``end_text`` are embedded around each image block. ``video_as_pictures``: the frames of a video are written like
+    pictures; otherwise they follow each other, as in a family whose videos have one place in the text.
     """
 
     folders: tuple[Path, ...]
@@ -48,6 +49,7 @@ class PromptRequest:
     end_text: str
     context_tokens: int
     template_file: Path | None = None
+    video_as_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def _in_style(
         end_ids=tuple(_ids(tokenizer, request.end_text)),
         text_after=request.text_after,
         text_after_untiled="",
+        video_text_after="",
         each_tile=request.each_tile,
         placement="inline",
         text_joint="",
@@ -98,6 +101,8 @@ def _in_style(
     segments = derive_segments(probe)
     if style == "parts":
         image = derive_image(probe, segments, image)
+    if request.video_as_pictures:
+        image = replace(image, video_text_after=image.text_after)
     section = _section(request, tokenizer, segments, image, names)
     return section, prove(section, probe, repeats)
 

@@ -129,7 +129,7 @@ class Chat:
             pending.settle()  # within one token
 
     def _turn(self, prompt: str) -> Turn:
-        history, cache = self._history, self._cache
+        cache = self._cache
 
         def lend() -> KvCache:
             self._session._pipeline.slots.lend(cache)
@@ -138,12 +138,10 @@ class Chat:
         def commit(request: Request) -> None:
             if cache is not self._cache or (request.finish_reason == "cancelled" and not request.token_ids):
                 return  # reset meanwhile, or nothing was said
-            asked = turn.messages(len(request.pictures) - len(turn.pictures))
-            self._history = (*asked, Message("assistant", ("".join(request.text),)))
+            self._history = (*request.messages, Message("assistant", ("".join(request.text),)))
             self._pictures = tuple(request.pictures)
 
         def begun(channel: Channel) -> None:
             self._pending = channel
 
-        turn = Turn(prompt, history, self._pictures, lend, commit, begun)
-        return turn
+        return Turn(prompt, self._history, self._pictures, lend, commit, begun)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from runtime.errors import InputError
 from runtime.images import load_image
 from runtime.pipeline import Picture
+from runtime.prompt import ImagePart
 from runtime.sources import sample_video
 from runtime.sources.video import frame_indices
-from runtime.tiling import TileLayout, TilingSpec, layouts_for
+from runtime.tiling import TileLayout, TilingSpec, layouts_for, plain_layout
 from runtime.types import Frame, ImageArray
 
 ImageLike: TypeAlias = Any  # what runtime.images.load_image takes
@@ -23,10 +25,21 @@ Color = Literal["rgb", "bgr"]
 MAX_IMAGES = 256
 
 
-def take_pictures(
-    images: Sequence[ImageLike], video: VideoLike | None, color: Color, *, video_frames: int
-) -> list[ImageArray]:
-    """Pixels u8 [H, W, 3] of all images of a request, the frames of its video behind the others.
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """The pixels of what a message shows, u8 [H, W, 3] each: its images, and the frames of its video behind them."""
+
+    images: list[ImageArray]
+    frames: list[ImageArray]
+
+    def parts(self, first: int) -> list[ImagePart]:
+        """Their places, numbered from ``first``."""
+        still = [ImagePart(first + index) for index in range(len(self.images))]
+        return still + [ImagePart(first + len(still) + index, frame=True) for index in range(len(self.frames))]
+
+
+def take_pictures(images: Sequence[ImageLike], video: VideoLike | None, color: Color, *, video_frames: int) -> Shown:
+    """The pixels of all images of a request and of the frames of its video.
 
     The result shares no memory with what was passed, so that a caller may use its buffers again. The same object twice
     gives the same array twice. Raises ImageError, SourceError, and InputError for more than 256 images.
@@ -37,27 +50,28 @@ def take_pictures(
     count = len(images) + (0 if video is None else video_frames)
     if count > MAX_IMAGES:
         raise InputError(f"{count} images in one request, the most is {MAX_IMAGES}")
-    shown = [*images, *([] if video is None else video_pictures(video, video_frames))]
+    frames = [] if video is None else video_pictures(video, video_frames)
     taken: dict[int, ImageArray] = {}
-    for image in shown:
+    for image in [*images, *frames]:
         if _identity(image) not in taken:
             taken[_identity(image)] = _own(load_image(image, color=color), image)
-    return [taken[_identity(image)] for image in shown]
+    return Shown([taken[_identity(image)] for image in images], [taken[_identity(frame)] for frame in frames])
 
 
-def lay_out(shown: Sequence[ImageArray], tiling: TilingSpec, together: Sequence[Sequence[int]]) -> list[Picture]:
-    """Decide the tiles of each picture; ``together`` names those of each message, whose number decides the tiling.
+def lay_out(shown: Shown, tiling: TilingSpec, together: Sequence[Sequence[int]]) -> list[Picture]:
+    """Decide the tiles of each picture; frames are never tiled.
 
-    The same array with the same layout becomes one `Picture`, which is seen once.
+    ``together`` names the images of each message: their number decides whether they are tiled. The same array with the
+    same layout becomes one `Picture`, which is seen once.
     """
-    made: dict[tuple[int, TileLayout], Picture] = {}
-    placed: dict[int, Picture] = {}
+    layouts: dict[int, TileLayout] = {}
     for group in together:
-        layouts = layouts_for([(shown[index].shape[0], shown[index].shape[1]) for index in group], tiling)
-        for index, layout in zip(group, layouts, strict=True):
-            rgb = shown[index]
-            placed[index] = made.setdefault((id(rgb), layout), Picture(rgb, layout))
-    return [placed[index] for index in range(len(shown))]
+        found = layouts_for([_size(shown.images[index]) for index in group], tiling)
+        layouts.update(zip(group, found, strict=True))
+    made: dict[tuple[int, TileLayout], Picture] = {}
+    placed = [(rgb, layouts[index]) for index, rgb in enumerate(shown.images)]
+    placed += [(rgb, plain_layout(*_size(rgb), tiling)) for rgb in shown.frames]
+    return [made.setdefault((id(rgb), layout), Picture(rgb, layout)) for rgb, layout in placed]
 
 
 def video_pictures(video: VideoLike, count: int) -> list[ImageLike]:
@@ -67,6 +81,10 @@ def video_pictures(video: VideoLike, count: int) -> list[ImageLike]:
     if len(video) == 0:
         raise InputError("video is a list without frames")
     return [video[index] for index in frame_indices(len(video), count)]
+
+
+def _size(rgb: ImageArray) -> tuple[int, int]:
+    return rgb.shape[0], rgb.shape[1]
 
 
 def _identity(image: ImageLike) -> int:

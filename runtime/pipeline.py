@@ -49,6 +49,7 @@ class Request:
     control: Control
     clock: StageClock
     pictures: list[Picture]
+    messages: tuple[Message, ...]
     encoded: EncodedPrompt
     cached_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)

@@ -26,9 +26,13 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """The place of an image in a message; ``index`` counts the images that are passed along, from 0."""
+    """The place of an image in a message; ``index`` counts the images that are passed along, from 0.
+
+    ``frame``: it is a frame of a video, which is never tiled and stands as the family writes videos.
+    """
 
     index: int
+    frame: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class PromptEncoder:
         if not self._prompt.image.each_tile:
             return repeats
         for message in messages:
-            shown = [part.index for part in message.parts if isinstance(part, ImagePart)]
+            shown = [part.index for part in message.parts if isinstance(part, ImagePart) and not part.frame]
             for index in shown:  # of several pictures in one message none is tiled, and none is rewritten
                 image = images[index]
                 tiles = 1 if isinstance(image, int) else image.num_tiles
@@ -234,6 +238,8 @@ def _content(prompt: PromptSection, message: Message, repeats: dict[int, int]) -
 
 
 def _placeholders(prompt: PromptSection, part: ImagePart, repeats: dict[int, int]) -> list[Piece]:
+    if part.frame:
+        return [Piece(prompt.image.token + prompt.image.video_text_after, True)]
     count = repeats.get(part.index, 1)
     if count == 0:
         return [Piece(prompt.image.token + prompt.image.text_after_untiled, True)]
@@ -270,7 +276,10 @@ def _check_images(messages: Sequence[Message], images: Sequence[TileLayout | int
 def _renumbered(history: Sequence[Message]) -> list[Message]:
     """The history with image numbers that no image of a new message has."""
     return [
-        Message(message.role, tuple(ImagePart(-1) if isinstance(part, ImagePart) else part for part in message.parts))
+        Message(
+            message.role,
+            tuple(ImagePart(-1, part.frame) if isinstance(part, ImagePart) else part for part in message.parts),
+        )
         for message in history
     ]
 

@@ -231,11 +231,11 @@ class Session:
         with clock.stage("capture"):
             shown = take_pictures(images, video, color, video_frames=tiling.video_frames)
         with clock.stage("layout"):
-            pictures = [*turn.pictures, *lay_out(shown, tiling, turn.together(len(shown)))]
+            pictures = [*turn.pictures, *lay_out(shown, tiling, turn.together(shown))]
         with clock.stage("prompt"):  # before the engines run: a prompt that does not fit costs nothing
-            messages = turn.messages(len(shown))
+            messages = turn.messages(shown)
             encoded = pipeline.encode(messages, [picture.layout for picture in pictures])
-        request = Request(params, control, clock, pictures, encoded)
+        request = Request(params, control, clock, pictures, messages, encoded)
 
         def stages(cache: KvCache) -> Iterator[Delta]:  # on the owner thread
             unseen = list(dict.fromkeys(pictures))

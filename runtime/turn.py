@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runtime.errors import PromptError
+from runtime.pictures import Shown
 from runtime.pipeline import Picture, Pipeline, Request
 from runtime.prompt import ImagePart, Message
 from runtime.slots import KvCache
@@ -31,24 +32,24 @@ class Turn:
     commit: Callable[[Request], None] = _nothing
     begun: Callable[[Channel], None] = _nothing
 
-    def messages(self, num_images: int) -> tuple[Message, ...]:
-        """The conversation up to this question, which shows ``num_images`` new images.
+    def messages(self, shown: Shown) -> tuple[Message, ...]:
+        """The conversation up to this question, which shows new pictures.
 
         They stand before the question's text and are numbered behind those of the history. Without a ``prompt`` the
         history is the whole conversation and places its images itself.
         """
         if self.prompt is None:
             return self.history
-        first = len(self.pictures)
-        return (*self.history, Message("user", (*(ImagePart(first + i) for i in range(num_images)), self.prompt)))
+        return (*self.history, Message("user", (*shown.parts(len(self.pictures)), self.prompt)))
 
-    def together(self, num_images: int) -> list[list[int]]:
+    def together(self, shown: Shown) -> list[list[int]]:
         """The new images by message, counted from 0: those of one message are tiled, or not, together."""
+        every = range(len(shown.images))
         if self.prompt is not None:
-            return [list(range(num_images))]
+            return [list(every)]
         places = [[part.index for part in message.parts if isinstance(part, ImagePart)] for message in self.history]
-        known = [[index for index in group if 0 <= index < num_images] for group in places]
-        return [*known, sorted(set(range(num_images)) - {index for group in known for index in group})]
+        known = [[index for index in group if index in every] for group in places]
+        return [*known, sorted(set(every) - {index for group in known for index in group})]
 
 
 def single_turn(pipeline: Pipeline, prompt: str | Sequence[Message], system: str | None) -> Turn:

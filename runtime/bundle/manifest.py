@@ -154,6 +154,7 @@ class ImagePlaceholder:
     """How one image stands in the prompt: ``begin_ids``, N times ``token_id``, ``end_ids``, then ``text_after``.
 
     With ``each_tile`` all that stands once per tile, and ``text_after_untiled`` follows a picture that is not tiled.
+    A frame of a video is never tiled and ``video_text_after`` follows it.
     ``placement`` "inline": where the message has it; "first": all images of a message before its texts, which are then
     joined by ``text_joint``.
     """
@@ -164,6 +165,7 @@ class ImagePlaceholder:
     end_ids: Annotated[tuple[int, ...], Limits(0, 64)]
     text_after: Annotated[str, Limits(0, 200)]
     text_after_untiled: Annotated[str, Limits(0, 200)]
+    video_text_after: Annotated[str, Limits(0, 200)]
     each_tile: bool
     placement: ImagePlacement
     text_joint: Annotated[str, Limits(0, 200)]

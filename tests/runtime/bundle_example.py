@@ -81,6 +81,7 @@ def manifest_json() -> dict[str, Any]:
                 "end_ids": [],
                 "text_after": "\n",
                 "text_after_untiled": "\n",
+                "video_text_after": "\n",
                 "each_tile": False,
                 "placement": "inline",
                 "text_joint": "",

@@ -142,7 +142,7 @@ def _example(name: str, tokenizer: Tokenizer, roles: Roles, template: str, **sec
         "generation_prompt": "ASSISTANT:",
         "stop_ids": (special[eos],),
         "special_tokens": special,
-        "image": ImagePlaceholder("<image>", special["<image>"], (), (), "\n", "\n", False, "inline", ""),
+        "image": ImagePlaceholder("<image>", special["<image>"], (), (), "\n", "\n", "\n", False, "inline", ""),
         "context_tokens": 4096,
     }
     return Example(name, tokenizer.to_str(), template, PromptSection(**{**values, **section}), bos, eos)
