@@ -18,6 +18,7 @@ from runtime.prompt import ImagePart, Message, render
 
 Style = Literal["parts", "string"]
 Render = Callable[[Sequence[dict[str, Any]]], Sequence["str | Refusal"]]
+Conversation = tuple[Sequence[Message], bool]  # and whether the generation prompt follows
 
 PROOF_CONVERSATIONS = 50
 _A, _B, _C, _S = "qxAlpha0qx", "qxBeta1qx", "qxGamma2qx", "qxSystem3qx"  # no template writes these
@@ -57,40 +58,53 @@ def as_template_messages(
 
 
 class TemplateProbe:
-    """Renders conversations in one style and says whether the template takes them."""
+    """What a template makes of conversations whose content is written in one style.
+
+    Starting the template's process takes longer than rendering, so what will be asked is rendered in one go.
+    """
 
     def __init__(self, render_all: Render, style: Style, placeholder: Callable[[int], str]) -> None:
         self._render_all, self._style, self._placeholder = render_all, style, placeholder
+        self._known: dict[str, str | Refusal] = {}
+        proofs = [(messages, True) for system in (False, True) for messages in proof_conversations(system)]
+        self.texts([*_PROBES, *_IMAGE_PROBES, *proofs])
 
-    def texts(self, conversations: Sequence[tuple[Sequence[Message], bool]]) -> list[str | Refusal]:
-        """The text of each (messages, whether the generation prompt follows)."""
-        return list(
-            self._render_all(
-                [
-                    {
-                        "messages": as_template_messages(messages, self._style, self._placeholder),
-                        "add_generation_prompt": generation,
-                    }
-                    for messages, generation in conversations
-                ]
-            )
-        )
+    def texts(self, conversations: Sequence[Conversation]) -> list[str | Refusal]:
+        """The text of each conversation, or the reason why the template refuses it."""
+        asked = {
+            repr(conversation): {
+                "messages": as_template_messages(conversation[0], self._style, self._placeholder),
+                "add_generation_prompt": conversation[1],
+            }
+            for conversation in conversations
+        }
+        new = [key for key in asked if key not in self._known]
+        if new:
+            rendered = self._render_all([asked[key] for key in new])
+            self._known.update(zip(new, rendered, strict=True))
+        return [self._known[repr(conversation)] for conversation in conversations]
+
+
+_USER, _ANSWER = Message("user", (_A,)), Message("assistant", (_B,))
+_PADDED = (Message("user", (f"  {_A}\n ",)), Message("assistant", (f" \n{_B} ",)), Message("user", (_C,)))
+_PROBES: tuple[Conversation, ...] = (
+    ((_USER,), True),
+    ((_USER,), False),
+    ((_USER, _ANSWER, Message("user", (_C,))), True),
+    ((_USER, _ANSWER), False),
+    ((Message("system", (_S,)), _USER), True),
+    (_PADDED, True),
+    ((Message("system", (f" {_S}\n",)), _USER), True),
+)
+_IMAGE_PROBES: tuple[Conversation, ...] = (
+    ((Message("user", (ImagePart(0), _A)),), True),
+    ((Message("user", (_A, ImagePart(0), _B)),), True),
+)
 
 
 def derive_segments(probe: TemplateProbe) -> Segments:
     """Segments of a template from conversations of known words. Raises ExportError when they are no fixed texts."""
-    user, answer, system = Message("user", (_A,)), Message("assistant", (_B,)), Message("system", (_S,))
-    padded = [Message("user", (f"  {_A}\n ",)), Message("assistant", (f" \n{_B} ",)), Message("user", (_C,))]
-    one, one_plain, two, answered, with_system, spaced = probe.texts(
-        [
-            ([user], True),
-            ([user], False),
-            ([user, answer, Message("user", (_C,))], True),
-            ([user, answer], False),
-            ([system, user], True),
-            (padded, True),
-        ]
-    )
+    one, one_plain, two, answered, with_system, spaced, system_spaced = probe.texts(_PROBES)
     head, tail = _split(one, _A)
     user_close = _split(one_plain, _A)[1]
     generation = _without_start(tail, user_close, "the text after a question")
@@ -109,10 +123,10 @@ def derive_segments(probe: TemplateProbe) -> Segments:
         ),
         generation_prompt=generation,
     )
-    return _with_system(segments, with_system, probe)
+    return _with_system(segments, with_system, system_spaced)
 
 
-def _with_system(segments: Segments, text: str | Refusal, probe: TemplateProbe) -> Segments:
+def _with_system(segments: Segments, text: str | Refusal, spaced: str | Refusal) -> Segments:
     """Adds the system message when the template has one that can be written as segments."""
     if isinstance(text, Refusal) or text.count(_S) != 1 or text.count(_A) != 1:
         return segments
@@ -122,8 +136,6 @@ def _with_system(segments: Segments, text: str | Refusal, probe: TemplateProbe) 
     if not middle.endswith(user.open) or rest.split(_A)[1] != user.close + segments.generation_prompt:
         return segments
     close = middle[: len(middle) - len(user.open)]
-    words = Message("system", (f" {_S}\n",)), Message("user", (_A,))
-    spaced = probe.texts([(words, True)])[0]
     trim = isinstance(spaced, str) and f" {_S}\n" not in spaced
     if segments.prefix.startswith(before) and before:  # the default text stands where a given one would
         default = segments.prefix[len(before) :]
@@ -176,9 +188,7 @@ def _trims(text: str | Refusal, *cases: tuple[str, str]) -> list[bool]:
 
 def derive_image(probe: TemplateProbe, segments: Segments, image: ImagePlaceholder) -> ImagePlaceholder:
     """Where the template of a parts style puts images, and the text after them. Raises ExportError."""
-    alone = [Message("user", (ImagePart(0), _A))]
-    apart = [Message("user", (_A, ImagePart(0), _B))]
-    first, mixed = probe.texts([(alone, True), (apart, True)])
+    first, mixed = probe.texts(_IMAGE_PROBES)
     before = segments.prefix + segments.roles.user.open
     if segments.default_system is not None and segments.roles.system is not None:
         system = segments.roles.system
@@ -198,13 +208,13 @@ def derive_image(probe: TemplateProbe, segments: Segments, image: ImagePlacehold
     return replace(image, text_after=text_after, text_after_untiled=text_after, placement=placement, text_joint=middle)
 
 
-def prove(section: PromptSection, probe: TemplateProbe, repeats: dict[int, int], seed: int = 20) -> int:
+def prove(section: PromptSection, probe: TemplateProbe, repeats: dict[int, int]) -> int:
     """Renders random conversations with template and segments; ExportError names the first difference.
 
     Conversations of one to four turns, with and without a system message (where the segments have one) and images,
     with words that look like template code, special tokens, several scripts and white space. Returns their number.
     """
-    conversations = random_conversations(section, PROOF_CONVERSATIONS, random.Random(seed))
+    conversations = proof_conversations(section.roles.system is not None)
     texts = probe.texts([(messages, True) for messages in conversations])
     for messages, expected in zip(conversations, texts):  # noqa: B905 - one text per conversation
         if isinstance(expected, Refusal):
@@ -227,32 +237,39 @@ _WORDS = (
 )  # fmt: skip
 
 
-def random_conversations(section: PromptSection, count: int, source: random.Random) -> list[list[Message]]:
-    """Conversations that end with a question; at most three images each, numbered in their order."""
-    return [_random_conversation(section, source) for _ in range(count)]
+def proof_conversations(system: bool) -> list[list[Message]]:
+    """The conversations of `prove`: the same ones each time."""
+    return random_conversations(PROOF_CONVERSATIONS, random.Random(20), system=system)
 
 
-def _random_conversation(section: PromptSection, source: random.Random) -> list[Message]:
+def random_conversations(count: int, source: random.Random, *, system: bool) -> list[list[Message]]:
+    """Conversations that end with a question; at most three images each, numbered in their order.
+
+    ``system``: half of them begin with a system message.
+    """
+    return [_random_conversation(source, system) for _ in range(count)]
+
+
+def _random_conversation(source: random.Random, system: bool) -> list[Message]:
     messages: list[Message] = []
     images = 0
-    if section.roles.system is not None and source.random() < 0.5:
-        messages.append(Message("system", (_random_text(section, source),)))
+    if system and source.random() < 0.5:
+        messages.append(Message("system", (_random_text(source),)))
     for turn in range(source.choice((1, 1, 2, 3, 4))):
         if turn:
-            messages.append(Message("assistant", (_random_text(section, source),)))
+            messages.append(Message("assistant", (_random_text(source),)))
         shown: list[str | ImagePart] = []
         while images < 3 and source.random() < 0.4:
             shown.append(ImagePart(images))
             images += 1
-        shown.append(_random_text(section, source))
+        shown.append(_random_text(source))
         if source.random() < 0.3:
-            shown.append(_random_text(section, source))
+            shown.append(_random_text(source))
             source.shuffle(shown)
         messages.append(Message("user", tuple(shown)))
     return messages
 
 
-def _random_text(section: PromptSection, source: random.Random) -> str:
-    words = [word for word in _WORDS if section.image.token not in word]
-    text = " ".join(source.choices(words, k=source.randint(1, 8)))
+def _random_text(source: random.Random) -> str:
+    text = " ".join(source.choices(_WORDS, k=source.randint(1, 8)))
     return source.choice(("", "", " ", "\n")) + text + source.choice(("", "", " ", "\n"))
