@@ -44,6 +44,14 @@ TESTED_THROUGH = {
     "runtime/errors.py": "tests/guard/test_mirror.py",
     "runtime/version.py": "tests/guard/test_distribution.py",
     "runtime/answer_job.py": "tests/runtime/test_session.py",
+    "runtime/tokenization.py": "tests/runtime/test_prompt.py",
+    "models/adapter.py": "tests/models/test_llava.py",
+    "models/answering.py": "tests/models/test_llava.py",
+    "models/image_tokens.py": "tests/models/test_llava.py",
+    "models/nvila_bench.py": "tests/models/test_nvila.py",
+    "models/nvila_config.py": "tests/models/test_nvila.py",
+    "models/nvila_stream.py": "tests/models/test_nvila.py",
+    "models/tokenizer.py": "tests/models/test_conversation.py",
 }
 
 
