@@ -45,6 +45,7 @@ TESTED_THROUGH = {
     "runtime/version.py": "tests/guard/test_distribution.py",
     "runtime/answer_job.py": "tests/runtime/test_session.py",
     "runtime/tokenization.py": "tests/runtime/test_prompt.py",
+    "export/image_processor.py": "tests/export/test_build_engines.py",
     "models/adapter.py": "tests/models/test_llava.py",
     "models/answering.py": "tests/models/test_llava.py",
     "models/image_tokens.py": "tests/models/test_llava.py",
