@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.decoder.free_memory import return_free_memory
-from runtime.decoder.ort_session import SessionSettings, open_session, ort_errors
+from runtime.decoder.ort_session import SessionSettings, open_session, ort_errors, shrinking_options
 from runtime.decoder.token_table import TokenTable
 from runtime.errors import BundleError, ClosedError, EngineError, InputError, PromptError
 
@@ -67,6 +67,7 @@ class OnnxDecoder:
             self._ort, self._session = open_session(files.model, settings)
             _check_graph(self._session, files)
             self._errors = ort_errors()
+            self._shrinking = shrinking_options(self._ort)
             self._seqlens = np.zeros(1, np.int32)
             self._total = np.zeros((), np.int32)
             self._num_logits = np.zeros(1, np.int64)
@@ -120,17 +121,17 @@ class OnnxDecoder:
         embeds = np.ascontiguousarray(inputs_embeds)[None]
         logits = np.empty((1, num_logits, self.vocab), np.float32)
         skipped = np.empty((1, 1, self.vocab), np.float32) if count > CHUNK_TOKENS else logits
-        start = state.length
+        start, trim = state.length, count >= TRIM_TOKENS
         try:
             for begin in range(0, count, CHUNK_TOKENS):
                 end = min(begin + CHUNK_TOKENS, count)
                 first = max(begin, count - num_logits)
                 target = logits[:, first - (count - num_logits) : end - (count - num_logits)]
-                self._run(state, embeds[:, begin:end], target if first < end else skipped)
+                self._run(state, embeds[:, begin:end], target if first < end else skipped, shrink=trim and end == count)
         except BaseException:
             state.length = start
             raise
-        if count >= TRIM_TOKENS:
+        if trim:
             return_free_memory()
         result: F32 = logits[0]
         return result
@@ -183,7 +184,7 @@ class OnnxDecoder:
             del self._session
             self._table.close()
 
-    def _run(self, state: _Slot, embeds: F32, logits: F32) -> None:
+    def _run(self, state: _Slot, embeds: F32, logits: F32, *, shrink: bool = False) -> None:
         """One pass over [1, S, hidden], whose last ``logits.shape[1]`` positions give logits into that array."""
         total = state.length + embeds.shape[1]
         self._seqlens[0], self._total[...], self._num_logits[0] = total - 1, total, logits.shape[1]
@@ -193,7 +194,7 @@ class OnnxDecoder:
             state.binding.bind_ortvalue_output("logits", value(logits))
             state.bound = (embeds, logits)
         try:
-            self._session.run_with_iobinding(state.binding)
+            self._session.run_with_iobinding(state.binding, self._shrinking if shrink else None)
         except self._errors as problem:
             raise EngineError(f"the decoder failed at position {state.length}: {problem}") from problem
         state.length = total

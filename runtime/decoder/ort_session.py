@@ -22,7 +22,8 @@ class SessionSettings:
 def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
     """(the onnxruntime module, an InferenceSession on the CPU) for a graph with its external data beside it.
 
-    Weights stay mapped until the engine has packed them. The arena is off: it keeps the peak of the longest prefill.
+    Weights stay mapped until the engine has packed them, and packed ones stay out of the arena, so that the arena can
+    be shrunk after a long prefill (:func:`shrinking_options`).
     Raises EngineError without the library, BundleError for a file that it refuses.
     """
     try:
@@ -33,8 +34,8 @@ def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options.enable_mem_pattern = False  # it would keep a plan of memory for every length of a prompt
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
     try:
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -42,6 +43,13 @@ def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
         message = f"{model}: ONNX Runtime {ort.__version__} refuses it: {problem}"
         raise BundleError(message, hint="build it again") from problem
     return ort, session
+
+
+def shrinking_options(ort: Any) -> Any:
+    """Options of a run after which the engine gives its free activation memory back."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def ort_errors() -> tuple[type[Exception], ...]:

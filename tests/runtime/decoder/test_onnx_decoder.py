@@ -176,7 +176,7 @@ def test_a_failure_of_the_engine_leaves_the_length_and_names_the_position(
     decoder.decode(0, ids_of(12)[:11])
 
     class Failing:
-        def run_with_iobinding(self, binding: object) -> None:
+        def run_with_iobinding(self, binding: object, options: object) -> None:
             raise RuntimeError("no memory")
 
     monkeypatch.setattr(onnx_decoder, "CHUNK_TOKENS", 2)
