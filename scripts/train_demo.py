@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, when run as a file
 
 STEPS = {"demo-llava": 12000, "demo-nvila": 5400}
+TOKEN_FROM = {"demo-llava": None, "demo-nvila": 3730}
 VISION_STEPS = {"demo-llava": 1000, "demo-nvila": 1000}
 
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             steps,
             vision_steps,
             args.decay_steps or max(1, int(0.4 * steps)),
+            TOKEN_FROM[args.family],
             args.seed,
             args.device,
             half=not args.fp32,
@@ -76,7 +78,7 @@ def _release(args: argparse.Namespace) -> int:
     from scripts.demo_model.card import write_card
     from scripts.demo_model.release import export_run
 
-    export_run(args.family, args.out, args.release)
+    export_run(args.family, args.out, args.release, args.note)
     if not args.unscored:
         args.evaluate, args.out = args.release, args.release
         _evaluate(args)
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--release", type=Path, metavar="DIR", help="write the run's weights, scores and model card to DIR and stop"
     )
+    parser.add_argument("--note", default="", help="with --release: what the card should say about the run")
     parser.add_argument("--unscored", action="store_true", help="with --release: weights and record only")
     return parser
 

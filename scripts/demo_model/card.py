@@ -34,6 +34,8 @@ PROMPT: dict[Family, str] = {
     "demo-llava": "Prompt: `USER: <image>\\nDescribe the image. ASSISTANT:`.",
     "demo-nvila": "Prompt: `<image>\\nDescribe the image.` as the user's message of Qwen2's ChatML (default system).",
 }
+TOKEN_PHASE = """From step {step:,} on, a second linear head also learns the centre of each image token's figure (dropped
+    at export, too): a fine tile does not know where it lies, and places and relations were learned too slowly without."""
 LIMITS = """One training run, one seed; all scenes come from one generator, and no photograph was ever shown.
     Lists of four figures are the weakest; figures of one colour are what it confuses most. Pairs of colour and
     shape that training never showed are answered less well (table)."""
@@ -43,8 +45,8 @@ def _paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
-def training_record(family: Family, run: Path) -> dict[str, Any]:
-    """What is known about a training run, from its state and log."""
+def training_record(family: Family, run: Path, note: str = "") -> dict[str, Any]:
+    """What is known about a training run, from its state and log; `note` is what they do not say."""
     meta = checkpoint.meta_of(run / checkpoint.STATE)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [
@@ -69,6 +71,8 @@ def training_record(family: Family, run: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in DemoModel(family).parameters()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "token_from": meta.get("token_from"),
+        "note": note,
         "curve": curve,
     }
 
@@ -114,13 +118,16 @@ def _recipe(training: dict[str, Any], family: Family) -> str:
         of which {training["vision_steps"]:,} train the tower alone on dense targets of each patch (dropped at
         export); {training["cpu_s"] / 60:.0f} minutes of one CPU core ({training["precision"]}). Muon for hidden
         matrices, AdamW for the rest, peak rate {training["peak_rate"]}, {training["warm_up_steps"]} steps of
-        warm-up, linear decay over the last {training["decay_steps"]:,} steps. The curve is in `training.json`.
-        To retrain:"""
+        warm-up, linear decay over the last {training["decay_steps"]:,} steps. The curve is in `training.json`."""
     )
     command = f"python scripts/train_demo.py {family} --out runs/{family}"
+    if training["token_from"]:
+        text += "\n\n" + _paragraph(TOKEN_PHASE.format(step=training["token_from"]))
+    if training["note"]:
+        text += "\n\n" + _paragraph(training["note"])
     names = ("steps", "vision_steps", "decay_steps")
     steps = " ".join(f"--{name.replace('_', '-')} {training[name]}" for name in names)
-    return f"{text}\n\n```\n{command} {steps}\n{command} --release models/demo/{family}\n```"
+    return f"{text}\n\nTo retrain:\n\n```\n{command} {steps}\n{command} --release models/demo/{family}\n```"
 
 
 def _row(name: str, score: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def load(
     tensors = load_file(path)
     model.load_state_dict(_under(tensors, "model."))
     if head is not None:
-        head.load_state_dict(_under(tensors, "head."))
+        head.load_state_dict(_under(tensors, "head."), strict=False)  # the token head may begin later
     for i, optimizer in enumerate(optimizers or []):
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, f"optimizer.{i}.").items():

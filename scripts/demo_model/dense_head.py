@@ -18,6 +18,7 @@ from runtime.sources.scene_render import masks
 from runtime.sources.scenes import COLORS, SHAPES, Scene
 
 CELLS = 8  # occupancy cells per patch side, 2 pixels each
+TOKEN_SCALE = 0.2  # keeps the head's steps small: AdamW moves an output by rate x width x this
 COVERED = 0.12  # of a patch, to count as a figure's
 _PARTS = (len(COLORS) + 1, len(SHAPES), 1, CELLS * CELLS, 2)  # colour or none, shape, large, occupancy, centre
 
@@ -67,14 +68,33 @@ def batch_targets(pictures: list[PatchTargets]) -> PatchTargets:
 
 
 class DenseHead(nn.Module):
-    """One linear layer over patch features [P, C]."""
+    """One linear layer over patch features [P, C]; with `token_width`, another over image tokens [N, D] for centres."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, token_width: int | None = None) -> None:
         super().__init__()
         self.linear = nn.Linear(width, sum(_PARTS))
+        self.token = nn.Linear(token_width, 2) if token_width else None
+        if self.token is not None:
+            nn.init.zeros_(self.token.weight)  # it may begin late: its first gradients must not upset the decoder
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         return self.linear(features).float().split(_PARTS, -1)
+
+
+def token_center_loss(head: DenseHead, tokens: Tensor, targets: PatchTargets) -> Tensor:
+    """Mean L1 distance (x plus y, in -1..1) of the centres read off image tokens [N, D].
+
+    A fine tile does not know where it lies: only the projector can join its offsets with the coarse tile's cell, which
+    a linear readout of the patch features cannot. A token's figure is the one that covers most of its four patches.
+    """
+    assert head.token is not None
+    square = targets.figure.view(len(tokens), -1)
+    owner = targets.occupancy.view(*square.shape, -1).mean(-1).argmax(1)
+    center = targets.center.view(*square.shape, 2)[torch.arange(len(tokens)), owner]
+    mine = square.any(1).float()
+    normed = F.layer_norm(tokens.float(), tokens.shape[-1:]) * TOKEN_SCALE
+    off = (head.token(normed).float() - center).abs().sum(-1)
+    return (off * mine).sum() / mine.sum().clamp(min=1)
 
 
 def dense_loss(outputs: tuple[Tensor, ...], targets: PatchTargets) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,12 +35,12 @@ from scripts.demo_model.vocabulary import CLASSES, IMAGE, build_tokenizer, load_
 MAX_BYTES = 8_000_000
 
 
-def export_run(family: Family, run: Path, out: Path) -> None:
+def export_run(family: Family, run: Path, out: Path, note: str = "") -> None:
     """Write the weights and the record of a training run to `out`, in the family's layout."""
     model = DemoModel(family)
     checkpoint.load(run / checkpoint.STATE, model)
     export(model, build_tokenizer(family), out)
-    _json(out / "training.json", training_record(family, run))
+    _json(out / "training.json", training_record(family, run, note))
 
 
 def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:

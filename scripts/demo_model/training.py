@@ -17,7 +17,7 @@ from torch import Tensor
 from scripts.demo_model import checkpoint
 from scripts.demo_model.architecture import DemoModel
 from scripts.demo_model.batches import BATCH, Batch, Vision, training_batch
-from scripts.demo_model.dense_head import DenseHead, dense_loss
+from scripts.demo_model.dense_head import DenseHead, dense_loss, token_center_loss
 from scripts.demo_model.optimizer import CLIP_NORM, build_optimizers, initialize, learning_rate
 from scripts.demo_model.packing import Packer
 from scripts.demo_model.pictures import Family
@@ -36,6 +36,7 @@ class Options:
     steps: int
     vision_steps: int
     decay_steps: int
+    token_from: int | None = None  # from this step on, centres are also learned from image tokens
     seed: int = 0
     device: str = "cpu"
     half: bool = True  # bf16 matrix products, fp32 weights
@@ -60,7 +61,8 @@ class Run:
         torch.manual_seed(options.seed)
         self.model = DemoModel(options.family, attention="eager")  # twice as fast as sdpa here: rows are short
         initialize(self.model, torch.Generator().manual_seed(options.seed))
-        self.head = DenseHead(self.model.feature_width)
+        token_width = self.model.llm.config.hidden_size if options.token_from is not None else None
+        self.head = DenseHead(self.model.feature_width, token_width)
         self.packer = Packer(build_tokenizer(options.family), options.family)
         self.model.to(options.device)
         self.head.to(options.device)
@@ -76,6 +78,7 @@ class Run:
         options = self.options
         precision = "bf16 matrix products, fp32 weights" if options.half else "fp32"
         meta = {"family": options.family, "seed": options.seed, "vision_steps": options.vision_steps}
+        meta |= {"token_from": options.token_from}
         meta |= {"decay_steps": options.decay_steps, "step": self.step, "cpu_s": self.cpu_s, "precision": precision}
         checkpoint.save(self.options.out, self.model, self.head, self.optimizers, meta)
 
@@ -117,7 +120,12 @@ def step(run: Run) -> dict[str, float]:
         loss, values = dense_loss(run.head(features), _on(batch.targets, options.device))
         values["dense"] = loss.detach()
         if batch.packed is not None:
-            answer_loss = language_loss(run, features, batch)
+            tokens = run.model.image_tokens(features)
+            if options.token_from is not None and run.step >= options.token_from:
+                center_loss = token_center_loss(run.head, tokens, _on(batch.targets, options.device))
+                values["token_center"] = center_loss.detach()
+                loss = loss + center_loss
+            answer_loss = language_loss(run, tokens, batch)
             values["language"] = answer_loss.detach()
             loss = answer_loss + DENSE_WEIGHT * loss
     loss.backward()
@@ -137,11 +145,10 @@ def patch_features(run: Run, vision: Vision) -> Tensor:
     return all_of_it[: vision.num_tokens * 4]
 
 
-def language_loss(run: Run, features: Tensor, batch: Batch) -> Tensor:
+def language_loss(run: Run, tokens: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of the answer tokens."""
     packed, device = batch.packed, run.options.device
     assert packed is not None
-    tokens = run.model.image_tokens(features)
     embeds = run.model.embed(packed.ids.to(device), packed.is_image.to(device), tokens)
     hidden = run.decode(embeds, packed.visible.to(device), packed.positions.to(device))
     labels = packed.labels.to(device)
