@@ -175,14 +175,21 @@ def test_a_failure_of_the_engine_leaves_the_length_and_names_the_position(
     expected = decoder.decode(1, ids_of(12))[-1].copy()
     decoder.decode(0, ids_of(12)[:11])
 
+    session, calls = decoder._session, []
+
     class Failing:
+        """The second chunk of the prefill fails."""
+
         def run_with_iobinding(self, binding: object, options: object) -> None:
-            raise RuntimeError("no memory")
+            calls.append(binding)
+            if len(calls) == 2:
+                raise RuntimeError("no memory")
+            session.run_with_iobinding(binding, options)
 
     monkeypatch.setattr(onnx_decoder, "CHUNK_TOKENS", 2)
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "_session", Failing())
-        with pytest.raises(EngineError, match="at position 11: no memory"):
+        with pytest.raises(EngineError, match="at position 13: no memory"):
             decoder.prefill(0, decoder.embed(ids_of(6)))
     assert decoder.length(0) == 11
     close(decoder.decode(0, ids_of(12)[11:])[0], expected)
