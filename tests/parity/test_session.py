@@ -181,3 +181,10 @@ def test_bundle_as_shipped_says_the_same(rung: Rung) -> None:
         said = [shipped.generate(QUESTIONS[0], [image], max_new_tokens=MAX_NEW_TOKENS).text for image in scenes]
     same = [text == rung.session_text(QUESTIONS[0], [image]) for text, image in zip(said, scenes, strict=True)]
     assert sum(same) >= 24
+
+
+def test_an_image_and_a_video(rung: Rung) -> None:
+    """The image is tiled as if it were alone; frames never are."""
+    image, *frames = rung.scenes(9, seed=30)
+    expected = rung.torch_text([picture(image), Video([picture(frame) for frame in frames]), QUESTIONS[0]])
+    assert rung.session_text(QUESTIONS[0], [image], video=frames) == expected
