@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from export.chat_template import read_template
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.decoder import DecoderCheckpoint, open_decoder_checkpoint, write_decoder
 from export.estimate import check_disk, estimate_bytes
@@ -31,7 +32,7 @@ from export.stages import (
 )
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
 from export.vision.stored import FOLDER, TracedGraphs, link_or_copy, write_traced
-from runtime.bundle import SCHEMA, Manifest, check_target, sha256_file, write_bundle
+from runtime.bundle import SCHEMA, Manifest, check_target, write_bundle
 from runtime.bundle.manifest import ChecksSection, DecoderSection, QuantizationSection, Source, VisionPrecision
 from runtime.bundle.parse import parse_group
 from runtime.errors import EngineError, ExportError, OutputError, UsageError
@@ -118,7 +119,7 @@ class _Build:
     def _make_keys(self) -> Keys:
         request = self._request
         traced = traced_key(self._files, self._checkpoint.vision_files)
-        template = sha256_file(request.template_file) if request.template_file else ""
+        template = read_template(request.template_file) if request.template_file else ""
         settings = (request.group_size, self._max_seq_len, template, code_digest(BUNDLE_CODE))
         weights = self._files.of((*self._checkpoint.files, *self._decoder.files), *settings)
         return Keys(traced, f"{traced} {request.vision_precision}", weights)
