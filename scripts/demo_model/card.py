@@ -34,8 +34,9 @@ PROMPT: dict[Family, str] = {
     "demo-llava": "Prompt: `USER: <image>\\nDescribe the image. ASSISTANT:`.",
     "demo-nvila": "Prompt: `<image>\\nDescribe the image.` as the user's message of Qwen2's ChatML (default system).",
 }
-TOKEN_PHASE = """From step {step:,} on, a second linear head also learns the centre of each image token's figure (dropped
-    at export, too): a fine tile does not know where it lies, and places and relations were learned too slowly without."""
+TOKEN_PHASE = """From step {step:,} on, a second linear head also learns the centre of each image token's figure
+    (dropped at export, too): a fine tile does not know where it lies, and places and relations were learned too
+    slowly without it."""
 LIMITS = """One training run, one seed; all scenes come from one generator, and no photograph was ever shown.
     Lists of four figures are the weakest; figures of one colour are what it confuses most. Pairs of colour and
     shape that training never showed are answered less well (table)."""

@@ -47,8 +47,13 @@ def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> N
     """Write config, weights, tokenizer and preprocessing to `out`; AssertionError above 8 MB."""
     out.mkdir(parents=True, exist_ok=True)
     (_export_llava if model.family == "demo-llava" else _export_nvila)(model, tokenizer, out)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in checkpoint_files(out))
     assert size <= MAX_BYTES, f"{out}: {size} bytes, the limit is {MAX_BYTES}"
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The files of a released checkpoint, without graphs traced from it (`onnx/`)."""
+    return [path for path in directory.rglob("*") if path.is_file() and "onnx" not in path.parts]
 
 
 def load_for_evaluation(family: Family, directory: Path) -> tuple[DemoModel, Packer]:

@@ -28,7 +28,7 @@ from scripts.demo_model.batches import Vision, prepare, s2_tiles, training_batch
 from scripts.demo_model.dense_head import DenseHead, patch_targets
 from scripts.demo_model.optimizer import build_optimizers, learning_rate
 from scripts.demo_model.pictures import FAMILIES, GRIDS, Family
-from scripts.demo_model.release import MAX_BYTES, load_for_evaluation
+from scripts.demo_model.release import MAX_BYTES, checkpoint_files, load_for_evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "models" / "demo"
@@ -300,7 +300,7 @@ def test_committed_checkpoint_reaches_its_bar(released: tuple[DemoModel, packing
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_committed_checkpoint_is_small_and_complete(family: Family) -> None:
-    files = [path for path in (DEMO / family).rglob("*") if path.is_file()]
+    files = checkpoint_files(DEMO / family)
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
     assert {"README.md", "training.json", "evaluation.json", "config.json"} <= {path.name for path in files}
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
