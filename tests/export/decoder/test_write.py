@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None
 
 
 def test_export_needs_neither_torch_nor_the_weights_in_memory(tmp_path: Path) -> None:
-    """108 MB of weights, most of them in one matrix, pass through a process whose peak grows by far less than their size."""
+    """108 MB of weights, most in one matrix, pass through a process whose peak grows by far less than that."""
     shape = Shape(hidden=1024, layers=1, heads=4, kv_heads=1, head_dim=128, ffn=1024, vocab=24576, tied=True)
     save_checkpoint(tmp_path / "checkpoint", shape)
     size = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
