@@ -21,7 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, when run as a file
 
-STEPS = {"demo-llava": 12000, "demo-nvila": 5400}
+# What the committed checkpoints were trained with.
+STEPS = {"demo-llava": 7800, "demo-nvila": 6800}
+DECAY_STEPS = {"demo-llava": 1800, "demo-nvila": 2500}
 TOKEN_FROM = {"demo-llava": None, "demo-nvila": 3730}
 VISION_STEPS = {"demo-llava": 1000, "demo-nvila": 1000}
 
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             steps,
             vision_steps,
-            args.decay_steps or max(1, int(0.4 * steps)),
+            args.decay_steps or max(1, steps * DECAY_STEPS[args.family] // STEPS[args.family]),
             TOKEN_FROM[args.family],
             args.seed,
             args.device,
@@ -92,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory of the run: state, log, evaluation")
     parser.add_argument("--steps", type=int, help=f"steps of 32 pictures (default: {STEPS})")
     parser.add_argument("--vision-steps", type=int, help=f"of which vision only (default: {VISION_STEPS})")
-    parser.add_argument("--decay-steps", type=int, help="at the end with a falling rate (default: 40 %% of the steps)")
+    parser.add_argument(
+        "--decay-steps", type=int, help=f"at the end with a falling rate (default: {DECAY_STEPS}, in proportion)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the state in --out")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

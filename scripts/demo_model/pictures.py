@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from runtime.tiling import candidate_grids, find_closest_aspect_ratio
+
 Family = Literal["demo-llava", "demo-nvila"]
 FAMILIES: tuple[Family, ...] = ("demo-llava", "demo-nvila")
 
@@ -18,12 +20,8 @@ assert len(set(PURPOSES.values())) == len(PURPOSES), "two purposes share a rando
 
 TILE_PX = 64  # of demo-nvila
 MIN_TILES, MAX_TILES = 4, 6
-GRIDS = tuple(  # (rows, columns), every grid that demo-nvila accepts, by area
-    sorted(
-        ((r, c) for r in range(1, 7) for c in range(1, 7) if MIN_TILES <= r * c <= MAX_TILES),
-        key=lambda grid: (grid[0] * grid[1], grid),
-    )
-)
+# (rows, columns), every grid that demo-nvila accepts, by area
+GRIDS = tuple(sorted(candidate_grids(MIN_TILES, MAX_TILES), key=lambda grid: (grid[0] * grid[1], grid)))
 
 # demo-nvila: how many of 32 pictures have which outline. The order inside a batch is the order here.
 OUTLINES = {"square": 8, "wide": 12, "tall": 5, "panorama": 7}
@@ -40,14 +38,7 @@ def closest_grid(width: int, height: int) -> tuple[int, int]:
 
     Ties go to the larger grid when the picture has more than half of its pixels, as in the reference.
     """
-    best, difference = (1, 1), float("inf")
-    for rows, columns in GRIDS:
-        off = abs(width / height - columns / rows)
-        if off < difference:
-            best, difference = (rows, columns), off
-        elif off == difference and width * height > 0.5 * TILE_PX**2 * rows * columns:
-            best = (rows, columns)
-    return best
+    return find_closest_aspect_ratio(height, width, TILE_PX, candidate_grids(MIN_TILES, MAX_TILES))
 
 
 def picture_size(rng: np.random.Generator, family: Family, outline: str | None = None) -> tuple[int, int]:
