@@ -37,9 +37,9 @@ PROMPT: dict[Family, str] = {
 TOKEN_PHASE = """From step {step:,} on, a second linear head also learns the centre of each image token's figure
     (dropped at export, too): a fine tile does not know where it lies, and places and relations were learned too
     slowly without it."""
-LIMITS = """One training run, one seed; all scenes come from one generator, and no photograph was ever shown.
-    Lists of four figures are the weakest; figures of one colour are what it confuses most. Pairs of colour and
-    shape that training never showed are answered less well (table)."""
+LIMITS = """One training run, one seed; all scenes come from one generator, and no photograph was ever shown. The
+    weakest kind is "{kind}" ({percent:.1f} %). Pairs of colour and shape that training never showed are answered less
+    well (table)."""
 
 
 def _paragraph(text: str) -> str:
@@ -83,6 +83,8 @@ def write_card(directory: Path) -> None:
     training = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     family: Family = training["family"]
+    kinds = evaluation["natural"]["kinds"]
+    weakest = min(kinds, key=lambda kind: kinds[kind]["percent"])
     parts = [
         f"# {family}",
         _paragraph(ABOUT[family] + f" {training['parameters']:,} parameters, fp16."),
@@ -95,7 +97,7 @@ def write_card(directory: Path) -> None:
         "## Scores",
         _scores(evaluation),
         "## Limits",
-        _paragraph(LIMITS),
+        _paragraph(LIMITS.format(kind=weakest, percent=kinds[weakest]["percent"])),
     ]
     (directory / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
