@@ -76,13 +76,15 @@ def read_checkpoint(root: Path) -> Checkpoint:
     if not root.is_dir():
         raise ExportError(f"{root}: no such folder", hint="name the folder that holds config.json")
     config = _read(root / "config.json")
+    architecture = (config.get("architectures") or [config.get("model_type")])[0]
     parts = ("llm", "vision_tower", "mm_projector")
-    if all((root / part).is_dir() for part in parts) or "llm_cfg" in config:
+    three_folders = all((root / part).is_dir() for part in parts) or "llm_cfg" in config
+    # Releases name their top class in many ways (LlavaLlamaModel, VILAForCausalLM, NVILAQwen2), none at all included.
+    if three_folders and (architecture is None or str(architecture).lower().startswith(("llava", "vila", "nvila"))):
         for part in parts:
             if not (root / part).is_dir():
                 raise ExportError(f"{root / part}: this folder of the checkpoint is missing", hint=_COPY)
         return _read_vila(root, config)
-    architecture = (config.get("architectures") or [config.get("model_type")])[0]
     if architecture in ("LlavaForConditionalGeneration", "llava") and "text_config" in config:
         return _read_llava(root, config)
     raise ExportError(f"{root / 'config.json'}: unknown architecture {architecture!r}", hint=_SUPPORTED)

@@ -3,8 +3,8 @@
 
     python scripts/refresh_demo.py
 
-Traces the vision graphs into models/demo/<name>/onnx/ and builds the bundles of runtime/demo/<name>/ from them. To be run
-after the checkpoints, the tracing code, the decoder writer or the bundle format have changed; a test says when it is due.
+Traces the vision graphs into models/demo/<name>/onnx/ and builds the bundles of runtime/demo/<name>/ from them. To be
+run after the checkpoints, the tracing code, the decoder writer or the bundle format have changed; a test says when.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Four-bit integer weights: one canonical form, its digest, and lossless conversion to and from stored layouts.
 
-    weight = unpack(tensors, "autoawq-gemm", (out_features, in_features), 128)
-    tensors = pack(weight, "matmulnbits")
-    weight = quantize_nearest(floats, 128)
+weight = unpack(tensors, "autoawq-gemm", (out_features, in_features), 128)
+tensors = pack(weight, "matmulnbits")
+weight = quantize_nearest(floats, 128)
 """
 
 from __future__ import annotations

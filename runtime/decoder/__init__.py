@@ -1,8 +1,8 @@
 """Autoregressive decoders behind one protocol over numbered slots.
 
-    decoder = open_decoder(bundle, slots=2)
-    logits = decoder.prefill(0, inputs_embeds)[-1]
-    logits = decoder.decode(0, [int(logits.argmax())])[-1]
+decoder = open_decoder(bundle, slots=2)
+logits = decoder.prefill(0, inputs_embeds)[-1]
+logits = decoder.decode(0, [int(logits.argmax())])[-1]
 """
 
 from __future__ import annotations

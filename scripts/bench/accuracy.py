@@ -3,11 +3,11 @@
 
     python scripts/bench/accuracy.py BUNDLE [--checkpoint models/demo/NAME] [--scenes 2000] [--out results.jsonl]
 
-The bundle's answers come from `runtime.Session` alone (greedy text, compared exactly). The torch model is scored by teacher
-forcing, which is exact for greedy decoding. Reported: the mean over the ten kinds of question for both, their difference with
-a paired 95 % interval (scenes are resampled), how many answers differ which way, and the mean KL divergence of the logits on
-the right answers' tokens, which notices small numeric faults that exact match does not. Exit code 1 when the difference is
-more than --limit points.
+The bundle's answers come from `runtime.Session` alone (greedy text, compared exactly). The torch model is scored by
+teacher forcing, which is exact for greedy decoding. Reported: the mean over the ten kinds of question for both, their
+difference with a paired 95 % interval (scenes are resampled), how many answers differ which way, and the mean KL
+divergence of the logits on the right answers' tokens, which notices small numeric faults that exact match does not.
+Exit code 1 when the difference is more than --limit points.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python scripts/bench/memory_slope.py BUNDLE                      # the session as it is
     python scripts/bench/memory_slope.py BUNDLE --leak-bytes 4096    # must be caught: exit code 1
 
-PSS is read from /proc/self/smaps_rollup after every caption once the warm-up is over; the slope is a least-squares fit in
-bytes per caption. Exit code 0 when it is at most --limit-bytes, 1 when it is above.
+PSS is read from /proc/self/smaps_rollup after every caption once the warm-up is over; the slope is a least-squares fit
+in bytes per caption. Exit code 0 when it is at most --limit-bytes, 1 when it is above.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import runtime  # noqa: E402  (the checkout, not an installed copy)
-from scripts.bench.record import environment, write_line  # noqa: E402
+import runtime
+from scripts.bench.record import environment, write_line
 
 
 def pss_bytes() -> int:

@@ -3,8 +3,8 @@
 
     python scripts/bench/startup.py BUNDLE [--rounds 9] [--out results.jsonl]
 
-Every sample is a fresh child process; bare Python and the import alternate. Memory is PSS of the child in MB. Medians are
-printed with their range, nothing is asserted.
+Every sample is a fresh child process; bare Python and the import alternate. Memory is PSS of the child in MB. Medians
+are printed with their range, nothing is asserted.
 """
 
 from __future__ import annotations

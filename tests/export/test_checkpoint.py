@@ -96,6 +96,7 @@ def test_projector_type_gives_the_downsampling_rate(tmp_path: Path, kind: str, r
         ("vision_tower/config.json", {"image_size": 0}, "image_size"),
         ("vision_tower/config.json", {"patch_size": 56}, "patches of 56 px"),
         ("vision_tower/preprocessor_config.json", {"resample": "cubic"}, "resample"),
+        ("config.json", {"architectures": ["PaliGemma"]}, "unknown architecture 'PaliGemma'"),
     ],
 )
 def test_wrong_vila_setting_is_refused_by_its_key(tmp_path: Path, file: str, changes: Any, reason: str) -> None:

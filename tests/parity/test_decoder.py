@@ -78,9 +78,7 @@ def prompts_of(model: Any, language: Any, name: str) -> Iterator[np.ndarray]:
 
 def open_level(checkpoint: Path, out: Path, accuracy_level: int) -> OnnxDecoder:
     with open_decoder_checkpoint(checkpoint) as opened:
-        record = write_decoder(
-            opened, out, max_seq_len=512, group_size=GROUP_SIZE, accuracy_level=accuracy_level
-        )
+        record = write_decoder(opened, out, max_seq_len=512, group_size=GROUP_SIZE, accuracy_level=accuracy_level)
     return OnnxDecoder(decoder_files(out, record), SessionSettings(threads=1, spin=False))
 
 

@@ -127,6 +127,17 @@ def test_words_never_become_special_tokens(name: str, user: str, answer: str, ag
     assert found == special_of_template(example, messages)
 
 
+@settings(max_examples=40)
+@given(user=INJECTION)
+def test_words_behind_images_never_become_special_tokens(user: str) -> None:
+    example = examples()["byte-level"]
+    encoder = encoder_with(example, image_placement="first", default_system=None)
+    ids = encoder.encode([Message("user", (ImagePart(0), user))], [2]).token_ids.tolist()
+    names = ("<|im_start|>", "<image>", "<image>", "<|im_end|>", "<|im_start|>")
+    expected = [example.section.special_tokens[name] for name in names]
+    assert [token for token in ids if token in example.special_ids()] == expected
+
+
 @pytest.mark.parametrize("name", ["byte-level", "byte-level prefixed", "metaspace"])
 @settings(max_examples=25)
 @given(user=INJECTION)

@@ -123,9 +123,7 @@ def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
         ({"max_seq_len": 16, "accuracy_level": 2}, "accuracy level 2"),
     ],
 )
-def test_a_wrong_request_is_refused_before_anything_is_written(
-    tmp_path: Path, settings: dict, message: str
-) -> None:
+def test_a_wrong_request_is_refused_before_anything_is_written(tmp_path: Path, settings: dict, message: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     path = save_checkpoint(tmp_path / "checkpoint", Shape())
@@ -208,4 +206,3 @@ print(json.dumps(peak() - before))
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     assert size > 95_000_000
     assert json.loads(run.stdout) < size / 2
-
