@@ -329,6 +329,7 @@ def test_transformers_opens_demo_llava_and_writes_the_same_answers() -> None:
             prompt = processor.apply_chat_template(message, add_generation_prompt=True)
             inputs = processor(images=image_of(item.image), text=prompt, return_tensors="pt")
             assert inputs["input_ids"][0].tolist() == [*packer.prefix(36), *packer.question(question)]
+            torch.testing.assert_close(inputs["pixel_values"], prepare([item.image], "demo-llava").tiles)
             written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
             assert (processor.decode(written, skip_special_tokens=True).strip() == answer) == right
 
