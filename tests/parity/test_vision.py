@@ -1,7 +1,7 @@
 """Rung "vision" of the parity ladder: pixels to image embeddings, runtime = torch, on the embedded bundles.
 
-The other side is as independent as there is one: transformers' whole LLaVA with its own image processor, VILA's merge in
-`models.nvila`, and the gather by index that the demo model was trained with.
+The other side is as independent as there is one: transformers' whole LLaVA with its own image processor, VILA's merge
+in `models.nvila`, and the gather by index that the demo model was trained with.
 """
 
 from __future__ import annotations
