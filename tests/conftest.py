@@ -43,10 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that import a library which is not installed; the summary names them."""
-    if not MISSING or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+    """Leave out what imports a library that is not installed, a folder by its conftest; the summary names it."""
+    if not MISSING:
         return None
-    needs = {name.split(".")[0] for name in reached(collection_path)} & set(MISSING)
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    source = collection_path if is_test else collection_path / "conftest.py"
+    if source == config.rootpath / "tests" / "conftest.py" or not source.is_file():
+        return None
+    needs = {name.split(".")[0] for name in reached(source)} & set(MISSING)
     if not needs:
         return None
     left_out = f"{collection_path.relative_to(config.rootpath)} needs {', '.join(sorted(needs))}"
