@@ -105,7 +105,6 @@ def _no_weights(folder: Path) -> ExportError:
     if pickles:
         return ExportError(
             f"{folder}: {pickles[0]} is a pickle, which can run code when it is read; there is no {SINGLE}",
-            hint='convert it where you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}', safe_serialization=True)\"",
+            hint=f"convert it once: python -m export.convert {folder} --out <directory>",
         )
     return ExportError(f"{folder}: there is neither {SINGLE} nor {INDEX}", hint=COPY_HINT)

@@ -81,6 +81,9 @@ def measure(bundle: Path, rounds: int) -> dict[str, Any]:
         bare, imported = child("pass"), child("import runtime")
         add("import_ms", imported["ms"] - bare["ms"])
         add("import_pss_mb_over_bare", imported["pss_mb"] - bare["pss_mb"])
+        used = child("import runtime; runtime.Session; runtime.open_source")  # names load when first used
+        add("import_and_use_ms", used["ms"] - bare["ms"])
+        add("import_and_use_pss_mb_over_bare", used["pss_mb"] - bare["pss_mb"])
         opened = child(OPEN.format(bundle=str(bundle)), session_extra)
         add("session_open_ms", opened["open_ms"])
         add("first_caption_ms", opened["first_caption_ms"])

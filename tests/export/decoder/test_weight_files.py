@@ -85,7 +85,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path, n
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(ExportError, match=f"{name} is a pickle") as caught:
         WeightFiles(tmp_path)
-    assert "save_pretrained" in str(caught.value.hint)
+    assert f"export.convert {tmp_path}" in str(caught.value.hint)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
