@@ -30,9 +30,9 @@ import runtime  # noqa: E402
 from runtime.bundle import Bundle, load_bundle  # noqa: E402
 from runtime.decoder import open_decoder  # noqa: E402
 from runtime.fusion import fuse  # noqa: E402
-from runtime.pictures import lay_out  # noqa: E402
 from runtime.preprocess import preprocess  # noqa: E402
 from runtime.prompt import ImagePart, Message, PromptEncoder  # noqa: E402
+from runtime.tiling import layout_for  # noqa: E402
 from runtime.vision import open_vision  # noqa: E402
 from scripts.bench.record import environment, write_line  # noqa: E402
 from scripts.demo_model.architecture import DemoModel  # noqa: E402
@@ -77,11 +77,11 @@ class Engines:
 
     def logits(self, item: EvalItem) -> list[Logits]:
         """For each question f32 [n, V]: the logits that choose each token of the right answer, end token included."""
-        (picture,) = lay_out([item.image], self.tiling, together=[[0]])
-        embeds = self.vision.encode(preprocess(item.image, picture.layout, self.spec), picture.layout)
+        layout = layout_for(item.image.shape[0], item.image.shape[1], self.tiling)
+        embeds = self.vision.encode(preprocess(item.image, layout, self.spec), layout)
         found = []
         for _, question, answer in item.qas:
-            prompt = self.encoder.encode([Message("user", (ImagePart(0), question))], [picture.layout])
+            prompt = self.encoder.encode([Message("user", (ImagePart(0), question))], [layout])
             ids = np.concatenate([prompt.token_ids, np.array(self.packer.answer(answer)[:-1], np.int64)])
             placeholder = self.encoder.placeholder_id
             text = self.decoder.embed(np.where(ids == placeholder, 0, ids).tolist())
