@@ -216,12 +216,15 @@ def prove(section: PromptSection, probe: TemplateProbe, repeats: dict[int, int])
     """
     conversations = proof_conversations(section.roles.system is not None)
     texts = probe.texts([(messages, True) for messages in conversations])
-    for messages, expected in zip(conversations, texts):  # noqa: B905 - one text per conversation
+    for messages, expected in zip(conversations, texts, strict=True):
         if isinstance(expected, Refusal):
             raise ExportError(f"the chat template refuses a conversation: {expected.reason}", hint=_HINT)
         found = "".join(piece.text for piece in render(section, messages, repeats))
         if found != expected:
-            at = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), min(len(found), len(expected)))  # noqa: B905
+            at = next(
+                (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+                min(len(found), len(expected)),
+            )
             raise ExportError(
                 f"segments do not reproduce the chat template: at character {at} it writes "
                 f"{expected[max(0, at - 20) : at + 40]!r}, the segments {found[max(0, at - 20) : at + 40]!r}",

@@ -64,7 +64,7 @@ class EncodedPrompt:
         """Views of ``image_embeds`` (per image f32 [N_i, D]), one per slice. Raises PromptError when counts differ."""
         used = [0] * len(image_embeds)
         blocks = []
-        for block, image in zip(self.image_slices, self.image_indices):  # noqa: B905 - same length by construction
+        for block, image in zip(self.image_slices, self.image_indices, strict=True):
             if image >= len(image_embeds):
                 raise PromptError(f"the prompt names image {image}, there are {len(image_embeds)} image embeddings")
             rows = block.stop - block.start
