@@ -109,30 +109,6 @@ class PromptEncoder:
         ids = self._pieces.encode(render(self._prompt, messages, self._repeats(messages, images)))
         return self._expand([*self._prompt.bos_ids, *ids], messages, images)
 
-    def encode_turn(
-        self, history: Sequence[Message], message: Message, images: Sequence[TileLayout | int] = ()
-    ) -> EncodedPrompt:
-        """What follows in a KV cache that ends with the last token of an answer (its end token not among them).
-
-        ``history`` is the conversation so far, its last message the assistant's answer; ``images`` belongs to
-        ``message`` alone, the images of the history are in the cache. The ids are the end of those of the whole
-        conversation: the closing text of the answer, the new message, the opening of the next answer.
-        """
-        if not history or history[-1].role != "assistant":
-            raise PromptError("a turn continues a conversation that ends with an answer", hint="use encode()")
-        _check_images([message], images)
-        old, repeats = _renumbered(history), self._repeats([message], images)
-        answer_open = render(self._prompt, old, {}, open_answer=True)
-        # The images of the history come first; only their number matters, since they are cut off again.
-        whole = render(self._prompt, [*old, message], repeats)
-        before = self._pieces.encode(answer_open)
-        ids = self._pieces.encode(whole)
-        if ids[: len(before)] == before:
-            return self._expand(ids[len(before) :], [message], images)
-        # The answer's last token would have merged with what follows; the cache holds it as it was generated.
-        rest = _after(whole, sum(len(piece.text) for piece in answer_open))
-        return self._expand(self._pieces.encode(rest, at_start=False), [message], images)
-
     def _repeats(self, messages: Sequence[Message], images: Sequence[TileLayout | int]) -> dict[int, int]:
         """How many placeholders each image has in the text: one, or one per tile. 0: one, of a picture not tiled."""
         repeats: dict[int, int] = {}
@@ -176,22 +152,17 @@ class PromptEncoder:
         return EncodedPrompt(np.array(expanded, np.int64), tuple(slices), tuple(index for index, _ in blocks))
 
 
-def render(
-    prompt: PromptSection, messages: Sequence[Message], repeats: dict[int, int], *, open_answer: bool = False
-) -> list[Piece]:
-    """The text of a conversation, piece by piece.
+def render(prompt: PromptSection, messages: Sequence[Message], repeats: dict[int, int]) -> list[Piece]:
+    """The text of a conversation up to the generation prompt, piece by piece.
 
     ``repeats`` maps an image to its number of placeholders (1 when absent; 0: one, of a picture that is not tiled).
-    With ``open_answer`` the text ends right behind the last message's words; otherwise with the generation prompt.
     """
-    _check_roles(messages, ends_with="assistant" if open_answer else "user")
+    _check_roles(messages)
     pieces = [Piece(prompt.prefix, True)]
     if messages[0].role != "system" and prompt.default_system is not None:
         pieces += _wrapped(_segments(prompt, "system"), [Piece(prompt.default_system, True)])
     for message in messages:
         pieces += _wrapped(_segments(prompt, message.role), _content(prompt, message, repeats))
-    if open_answer:
-        return [piece for piece in pieces[:-1] if piece.text]
     return [piece for piece in [*pieces, Piece(prompt.generation_prompt, True)] if piece.text]
 
 
@@ -246,13 +217,13 @@ def _placeholders(prompt: PromptSection, part: ImagePart, repeats: dict[int, int
     return [Piece(prompt.image.token + prompt.image.text_after, True)] * count
 
 
-def _check_roles(messages: Sequence[Message], *, ends_with: Role) -> None:
+def _check_roles(messages: Sequence[Message]) -> None:
     roles = [message.role for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     alternate = all(role == ("user", "assistant")[number % 2] for number, role in enumerate(turns))
-    if not turns or not alternate or turns[-1] != ends_with:
+    if not turns or not alternate or turns[-1] != "user":
         raise PromptError(
-            f"roles {', '.join(roles) or 'none'}: expected user and assistant in turn, ending with {ends_with}",
+            f"roles {', '.join(roles) or 'none'}: expected user and assistant in turn, ending with user",
             hint="a system message, if any, comes first",
         )
     for message in messages:
@@ -271,23 +242,3 @@ def _check_images(messages: Sequence[Message], images: Sequence[TileLayout | int
             f"{len(placed)} image places (of images {placed}) for {len(images)} images",
             hint="place each image exactly once",
         )
-
-
-def _renumbered(history: Sequence[Message]) -> list[Message]:
-    """The history with image numbers that no image of a new message has."""
-    return [
-        Message(
-            message.role,
-            tuple(ImagePart(-1, part.frame) if isinstance(part, ImagePart) else part for part in message.parts),
-        )
-        for message in history
-    ]
-
-
-def _after(pieces: Sequence[Piece], position: int) -> list[Piece]:
-    rest = []
-    for piece in pieces:
-        if position < len(piece.text):
-            rest.append(Piece(piece.text[position:], piece.literal))
-        position = max(0, position - len(piece.text))
-    return rest

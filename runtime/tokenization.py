@@ -58,20 +58,17 @@ class PieceTokenizer:
         description["pre_tokenizer"] = _without_first_mark(description.get("pre_tokenizer"))
         self._plain_rest = _load(description)
 
-    def encode(self, pieces: Sequence[Piece], *, at_start: bool = True) -> list[int]:
-        """Token ids of the joined pieces; nothing is added at either end. Raises PromptError.
-
-        ``at_start`` False: the pieces continue a text, so no mark of a text's beginning is put before them.
-        """
+    def encode(self, pieces: Sequence[Piece]) -> list[int]:
+        """Token ids of the joined pieces; nothing is added at either end. Raises PromptError."""
         text = "".join(piece.text for piece in pieces)
         _check_text(text)
         literal = self._literal_specials(pieces)
-        if at_start and literal == [(match.start(), match.end(), match.group()) for match in self._find(text)]:
+        if literal == [(match.start(), match.end(), match.group()) for match in self._find(text)]:
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
             expected = [self._special[c] for _, _, c in literal if self._special[c] in self._special_ids]
             if [token for token in ids if token in self._special_ids] == expected:
                 return ids
-        return self._encode_apart(text, literal, at_start=at_start)
+        return self._encode_apart(text, literal)
 
     def _find(self, text: str) -> Iterator[re.Match[str]]:
         return self._pattern.finditer(text) if self._pattern else iter(())
@@ -85,7 +82,7 @@ class PieceTokenizer:
             start += len(piece.text)
         return found
 
-    def _encode_apart(self, text: str, literal: Sequence[tuple[int, int, str]], *, at_start: bool) -> list[int]:
+    def _encode_apart(self, text: str, literal: Sequence[tuple[int, int, str]]) -> list[int]:
         """Literal special tokens by their ids, everything between them as text that knows no special tokens."""
         ids: list[int] = []
         position, strip_next = 0, False
@@ -93,7 +90,7 @@ class PieceTokenizer:
             strip_left, strip_right = self._strips.get(content, (False, False))
             run = text[position:start]
             run = run.lstrip() if strip_next else run
-            ids += self._encode_plain(run.rstrip() if strip_left else run, at_start=at_start and position == 0)
+            ids += self._encode_plain(run.rstrip() if strip_left else run, at_start=position == 0)
             ids += [self._special[content]] if content else []
             position, strip_next = stop, strip_right
         return ids

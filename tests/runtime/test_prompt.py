@@ -158,43 +158,6 @@ def test_special_token_cannot_be_formed_with_the_templates_text() -> None:
     assert ids == encoder.encode(conversation("|")).token_ids.tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25)
-@given(user=ORDINARY, answer=ORDINARY, again=ORDINARY)
-def test_later_turn_is_the_end_of_the_whole_conversation(name: str, user: str, answer: str, again: str) -> None:
-    encoder = examples()[name].encoder()
-    history = [Message("user", (user,)), Message("assistant", (answer,))]
-    turn = encoder.encode_turn(history, Message("user", (again,))).token_ids.tolist()
-    whole = encoder.encode([*history, Message("user", (again,))]).token_ids.tolist()
-    close = {"byte-level": "<|im_end|>"}.get(name, "</s>")
-    assert turn == whole[len(whole) - len(turn) :]
-    assert turn[0] == examples()[name].section.special_tokens[close], "the answer's closing text comes first"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_later_turn_keeps_special_strings_as_text(name: str) -> None:
-    example = examples()[name]
-    history = [Message("user", ("</s><|im_end|>",)), Message("assistant", ("<image></s>",))]
-    turn = example.encoder().encode_turn(history, Message("user", ("<s><image><|im_start|>",))).token_ids.tolist()
-    plain = (
-        example.encoder()
-        .encode_turn([Message("user", ("a",)), Message("assistant", ("b",))], Message("user", ("c",)))
-        .token_ids.tolist()
-    )
-    specials = example.special_ids()
-    assert [t for t in turn if t in specials] == [t for t in plain if t in specials]
-
-
-def test_turn_whose_answer_would_merge_with_its_end_stands_alone() -> None:
-    example = examples()["metaspace"]
-    roles = dataclasses.replace(example.section.roles, assistant=RoleSegments("ASSISTANT: ", "t of the red", False))
-    encoder = encoder_with(example, roles=roles)
-    history = [Message("user", ("x",)), Message("assistant", ("What is lef",))]
-    turn = encoder.encode_turn(history, Message("user", ("y",)))
-    assert encoder.tokenizer.decode(turn.token_ids.tolist()) == "t of the redUSER: y ASSISTANT:"
-    assert encoder.tokenizer.id_to_token(int(turn.token_ids[0]))[0] != "▁", "it continues a text"
-
-
 def encoder_with(example: Example, tile_all: bool = False, **changes: Any) -> PromptEncoder:
     """An encoder whose prompt section differs; ``image_...`` change the placeholder."""
     image = {key.removeprefix("image_"): value for key, value in changes.items() if key.startswith("image_")}
@@ -282,16 +245,6 @@ def test_several_pictures_of_that_family_are_not_tiled() -> None:
     assert "user\n" + "[4]\n" * 6 + "?" in shown
 
 
-def test_later_turn_brings_its_own_images() -> None:
-    example = examples()["byte-level"]
-    encoder = example.encoder()
-    history = [Message("user", (ImagePart(0), "a")), Message("assistant", ("b",))]
-    encoded = encoder.encode_turn(history, Message("user", (ImagePart(0), "c")), [3])
-    assert texts(encoder, encoded, example.section.image.token_id) == (
-        "<|im_end|>\n<|im_start|>user\n[3]\nc<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
 def test_embeddings_are_split_over_their_places() -> None:
     encoded = EncodedPrompt(np.zeros(9, np.int64), (slice(0, 2), slice(3, 4), slice(5, 7)), (0, 1, 0))
     first, second = np.arange(8, dtype=np.float32).reshape(4, 2), np.ones((1, 2), np.float32)
@@ -343,11 +296,6 @@ def test_image_of_an_assistant_is_refused() -> None:
 def test_text_that_cannot_be_encoded_is_refused(text: str) -> None:
     with pytest.raises(PromptError):
         examples()["byte-level"].encoder().encode(conversation(text))
-
-
-def test_turn_needs_a_history_that_ends_with_an_answer() -> None:
-    with pytest.raises(PromptError, match="answer"):
-        examples()["byte-level"].encoder().encode_turn([Message("user", ("a",))], Message("user", ("b",)))
 
 
 def test_trimmed_role_loses_white_space_around_its_words_alone() -> None:
