@@ -42,6 +42,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=1.15",
         "import-linter>=2.1",
+        "compressed-tensors>=0.20; python_version >= '3.11'",
     ],
 }
 

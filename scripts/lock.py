@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 TORCH_NEEDS = ["filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions"]
+# For packages that require torch: it is resolved on no machine, and installed apart.
+WITHOUT_TORCH = "torch ; sys_platform == 'never'\n"
 HEADER = """\
 # Written by scripts/lock.py; do not edit. For Python 3.10 to 3.13 on Linux, x86-64 and aarch64.
 # `# for:` names the sets of scripts/environment.py that install the package below it.
@@ -43,9 +45,10 @@ def sets() -> dict[str, list[str]]:
 def resolve(requirements: list[str], constraints: str = "") -> str:
     """Resolve for all supported Pythons at once and return the pinned, hashed lines without any address."""
     with tempfile.TemporaryDirectory() as folder:
-        source, limits = Path(folder, "in.txt"), Path(folder, "constraints.txt")
+        source, limits, overrides = (Path(folder, name) for name in ("in.txt", "constraints.txt", "overrides.txt"))
         source.write_text("\n".join(requirements) + "\n")
         limits.write_text(constraints)
+        overrides.write_text(WITHOUT_TORCH)
         command = [
             os.environ.get("VLM_UV", "uv"),
             "pip",
@@ -56,7 +59,7 @@ def resolve(requirements: list[str], constraints: str = "") -> str:
             "3.10",
         ]
         command += ["--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
-        command += ["--constraint", str(limits), str(source)]
+        command += ["--constraint", str(limits), "--override", str(overrides), str(source)]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
 
 
