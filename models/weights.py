@@ -7,8 +7,9 @@ converts it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +65,53 @@ def weight_files(directory: Path) -> list[Path]:
     raise ExportError(f"{directory} holds no safetensors file", hint="copy model.safetensors into it")
 
 
+@dataclass(frozen=True, slots=True)
+class TensorOnDisk:
+    """A tensor in a safetensors file: where it lies, its shape, and its dtype as the file's header calls it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """The tensor, memory-mapped; its pages are given back with it.
+
+        The file is mapped anew each time: pages that were read stay in memory as long as their mapping, so one mapping
+        for a whole file would end with all of it in memory.
+        """
+        with _opened(self.file) as opened:
+            tensor: Tensor = opened.get_tensor(self.name)
+        return tensor
+
+
+def tensors_of(files: list[Path]) -> dict[str, TensorOnDisk]:
+    """Every tensor of ``files`` by name, from their headers. Raises ExportError for a name that comes twice."""
+    found: dict[str, TensorOnDisk] = {}
+    for file in files:
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                if name in found:
+                    raise ExportError(f"{name!r} is in {found[name].file} and in {file}", hint="keep one of them")
+                described = opened.get_slice(name)
+                found[name] = TensorOnDisk(file, name, tuple(described.get_shape()), described.get_dtype())
+    return found
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Every tensor of one safetensors file. Raises ExportError when it is missing or truncated."""
-    return dict(iterate_tensors([file]))
+    return {name: tensor.read() for name, tensor in tensors_of([file]).items()}
 
 
-def iterate_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) for each tensor of ``files``, memory-mapped, one at a time."""
-    for file in files:
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    yield name, opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ExportError(
-                f"{file} cannot be read as safetensors: {error}", hint="it is missing or truncated; copy it again"
-            ) from error
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ExportError(
+            f"{file} cannot be read as safetensors: {error}", hint="it is missing or truncated; copy it again"
+        ) from error
 
 
 def load_strict(
@@ -90,44 +122,70 @@ def load_strict(
     rename: Rename | None = None,
     may_lack: frozenset[str] = frozenset(),
 ) -> None:
-    """Copy the weights of ``directory`` into ``module``, every one exactly once.
+    """Copy the weights of ``directory`` into ``module``, every one exactly once, memory-mapped, one at a time.
 
     ``rename`` maps a name on disk to one of ``module``, or to None for a tensor to leave out. ``may_lack``: names
     that need not be on disk (a head tied to the embeddings). Raises ExportError naming the first missing, unknown or
-    misshapen tensor.
+    misshapen tensor and how many there are, before anything is copied.
     """
-    load_files(module, weight_files(directory), named=named, rename=rename, may_lack=may_lack)
+    load_tensors(module, tensors_of(weight_files(directory)), named=named, rename=rename, may_lack=may_lack)
 
 
 @torch.no_grad()
-def load_files(
+def load_tensors(
     module: nn.Module,
-    files: list[Path],
+    stored: Mapping[str, TensorOnDisk],
     *,
     named: str,
     rename: Rename | None = None,
     may_lack: frozenset[str] = frozenset(),
 ) -> None:
-    """``load_strict`` for an explicit list of files."""
+    """``load_strict`` for tensors that were looked up already (``tensors_of``)."""
     targets = dict(module.state_dict(keep_vars=True))
-    seen: set[str] = set()
-    for name, tensor in iterate_tensors(files):
-        wanted = rename(name) if rename else name
-        if wanted is None:
+    wanted: dict[str, TensorOnDisk] = {}
+    unknown = []
+    for name, tensor in stored.items():
+        target = rename(name) if rename else name
+        if target is None:
             continue
-        if wanted not in targets:
-            raise ExportError(f"the {named}'s weights hold {name!r}, which the {named} does not have")
-        target = targets[wanted]
-        if target.shape != tensor.shape:
+        if target not in targets:
+            unknown.append(name)
+        elif target in wanted:
+            raise ExportError(f"the {named}'s weights hold {name!r} and {wanted[target].name!r}, which are the same")
+        else:
+            wanted[target] = tensor
+    _refuse_unfit(named, targets, wanted, unknown, may_lack)
+    for target, tensor in wanted.items():
+        targets[target].copy_(tensor.read())
+
+
+def _refuse_unfit(
+    named: str,
+    targets: Mapping[str, Tensor],
+    wanted: Mapping[str, TensorOnDisk],
+    unknown: Sequence[str],
+    may_lack: frozenset[str],
+) -> None:
+    if unknown:
+        raise ExportError(
+            f"the {named}'s weights hold {first_and_count(unknown)}, which the {named} does not have",
+            hint="check config.json against the weights",
+        )
+    for target, tensor in wanted.items():
+        if targets[target].shape != tensor.shape:
             raise ExportError(
-                f"the {named}'s {name!r} has shape {tuple(tensor.shape)}, not {tuple(target.shape)} as configured"
+                f"the {named}'s {tensor.name!r} has shape {tensor.shape}, not {tuple(targets[target].shape)} "
+                "as configured",
+                hint="check config.json against the weights",
             )
-        target.copy_(tensor)
-        seen.add(wanted)
-    missing = sorted(set(targets) - seen - may_lack)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ExportError(f"the {named}'s weights lack {missing[0]!r}{more}", hint="copy the checkpoint again")
+    if missing := sorted(set(targets) - set(wanted) - may_lack):
+        raise ExportError(f"the {named}'s weights lack {first_and_count(missing)}", hint="copy the checkpoint again")
+
+
+def first_and_count(names: Sequence[str]) -> str:
+    """The first name, quoted, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{min(names)!r}{more}"
 
 
 def model_directory(name: str | Path) -> Path:
