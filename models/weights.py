@@ -156,7 +156,11 @@ def load_tensors(
             wanted[target] = tensor
     _refuse_unfit(named, targets, wanted, unknown, may_lack)
     for target, tensor in wanted.items():
-        targets[target].copy_(tensor.read())
+        parameter: Any = targets[target]
+        if parameter.is_meta:  # has no memory: remembers where its values lie, for export.vision.streamed
+            parameter.stored_in = (tensor.file, tensor.name)
+        else:
+            parameter.copy_(tensor.read())
 
 
 def _refuse_unfit(
