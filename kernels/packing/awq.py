@@ -16,11 +16,15 @@ from kernels.packing.nibbles import expect, pack_words, require_multiple, unpack
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+MAX_F16 = 65504.0
 GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def pack_gemm(weight: IntWeight) -> Tensors:
-    """qweight i32 [K, N/8], qzeros i32 [G, N/8], both in the order 0 2 4 6 1 3 5 7; scales f16 [G, N]."""
+    """qweight i32 [K, N/8], qzeros i32 [G, N/8], both in the order 0 2 4 6 1 3 5 7; scales f16 [G, N].
+
+    Holds every integer, zero point and scale of an N that is a multiple of 8, in any group size.
+    """
     require_multiple("N", weight.shape[0], 8)
     return {
         "qweight": pack_words(np.ascontiguousarray(weight.q.T), GEMM_ORDER),
@@ -48,7 +52,10 @@ def zero_words(groups: int, group_size: int) -> int:
 
 
 def pack_gemv(weight: IntWeight) -> Tensors:
-    """qweight i32 [N, K/8] in order, qzeros i32 [N, zw], scales f16 [N, 8·zw], padded with zeros."""
+    """qweight i32 [N, K/8] in order, qzeros i32 [N, zw], scales f16 [N, 8·zw], padded with zeros.
+
+    Holds every integer, zero point and scale of a K that is a multiple of 8, in groups of 32, 64 or at least 128.
+    """
     _check_gemv_group(weight.group_size)
     require_multiple("K", weight.shape[1], 8)
     padded = 8 * zero_words(weight.groups, weight.group_size)
@@ -75,15 +82,15 @@ def unpack_gemv(tensors: Tensors, shape: tuple[int, int], group_size: int) -> In
 def pack_llm_awq(weight: IntWeight) -> Tensors:
     """qweight i16 [N/4, K], scales f16 [8·zw, N], scaled_zeros f16 [8·zw, N] = −s·z; rows from G on are zero.
 
-    Refused: N not a multiple of 8, K not of 64, and a zero point that −s·z in f16 does not give back.
+    Holds an N that is a multiple of 8 and a K of 64, groups of 32, 64 or at least 128, and zero points whose s·z is at
+    most 65504, the largest f16; below it −s·z gives every zero point of every scale back.
     """
     _check_llm_awq(weight.shape, weight.group_size)
     padded = 8 * zero_words(weight.groups, weight.group_size)
-    with np.errstate(over="ignore"):
-        scaled = (-weight.scales.astype(np.float32) * weight.zeros.astype(np.float32)).astype(np.float16)
-    zeros = _zeros_of(scaled, weight.scales)
-    if zeros is None or not np.array_equal(zeros, weight.zeros):
-        raise ValueError("a zero point is lost in float16 −s·z: its scale is 0 or too large")
+    products = weight.scales.astype(np.float32) * weight.zeros.astype(np.float32)
+    if products.max() > MAX_F16:
+        raise ValueError(f"s·z is {products.max():g}, above {MAX_F16:g}, the largest that float16 −s·z holds")
+    scaled = (-products).astype(np.float16)
     return {
         "qweight": _interleave(weight.q),
         "scales": np.ascontiguousarray(_pad_columns(weight.scales, padded).T),
@@ -92,7 +99,12 @@ def pack_llm_awq(weight: IntWeight) -> Tensors:
 
 
 def unpack_llm_awq(tensors: Tensors, shape: tuple[int, int], group_size: int) -> IntWeight:
-    """The inverse of :func:`pack_llm_awq`; zeros are round(−scaled_zeros / scales), refused outside 0..15."""
+    """The inverse of :func:`pack_llm_awq`; zeros are round(−scaled_zeros / scales), refused outside 0..15.
+
+    AutoAWQ's name for scaled_zeros, ``qzeros``, is read too.
+    """
+    if "qzeros" in tensors and "scaled_zeros" not in tensors:
+        tensors = {**tensors, "scaled_zeros": tensors["qzeros"]}
     _check_llm_awq(shape, group_size)
     n, k = shape
     groups = k // group_size

@@ -15,7 +15,7 @@ class WeightDigest:
 
     Canonical: per matrix the SHA-256 of q (a byte a value, row-major), of zeros and of scales (f16 little-endian); the
     digest is the SHA-256 over one JSON line per matrix in the order of feeding:
-    [name, N, K, group_size, q, zeros, scales].
+    [name, N, K, group_size, q, zeros, scales], and the bits at its end where they are not four.
     How the rows were divided into blocks does not change it.
     """
 
@@ -25,6 +25,7 @@ class WeightDigest:
         self._names: set[str] = set()
         self._rows = 0
         self._width = (0, 0)
+        self._bits = 4
         self._parts = (hashlib.sha256(), hashlib.sha256(), hashlib.sha256())
 
     def add(self, name: str, rows: IntWeight) -> None:
@@ -34,11 +35,12 @@ class WeightDigest:
             if name in self._names:
                 raise ValueError(f"matrix {name!r} was closed already")
             self._close()
-            self._name, self._width = name, width
+            self._name, self._width, self._bits = name, width, rows.bits
             self._names.add(name)
             self._parts = (hashlib.sha256(), hashlib.sha256(), hashlib.sha256())
-        elif width != self._width:
-            raise ValueError(f"{name!r}: rows of (K, group) {width} after rows of {self._width}")
+        elif (width, rows.bits) != (self._width, self._bits):
+            found, before = (*width, rows.bits), (*self._width, self._bits)
+            raise ValueError(f"{name!r}: rows of (K, group, bits) {found} after rows of {before}")
         self._rows += rows.shape[0]
         for part, array in zip(self._parts, (rows.q, rows.zeros, rows.scales.astype("<f2", copy=False)), strict=True):
             part.update(np.ascontiguousarray(array).data)
@@ -51,5 +53,7 @@ class WeightDigest:
     def _close(self) -> None:
         if self._name is not None:
             record = [self._name, self._rows, *self._width, *(part.hexdigest() for part in self._parts)]
+            if self._bits != 4:
+                record.append(self._bits)
             self._total.update(json.dumps(record, ensure_ascii=True).encode() + b"\n")
         self._name, self._rows = None, 0

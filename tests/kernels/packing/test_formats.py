@@ -151,7 +151,7 @@ def test_what_a_layout_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="a zero point is 0"):
         pack(zero, "gptq")
     lost = IntWeight(np.zeros((8, 64), np.uint8), np.full((8, 1), 15, np.uint8), np.full((8, 1), 6e4, np.float16), 64)
-    with pytest.raises(ValueError, match="zero point is lost"):
+    with pytest.raises(ValueError, match=r"s·z is 900000, above 65504"):
         pack(lost, "llm-awq-v2")
     with pytest.raises(ValueError, match="power of two"):
         pack(random_weight(8, 96, 96), "matmulnbits")
@@ -159,7 +159,7 @@ def test_what_a_layout_cannot_hold_is_refused() -> None:
         pack(random_weight(4, 64, 32), "autoawq-gemm")
     with pytest.raises(ValueError, match="unknown layout 'marlin'; known: matmulnbits"):
         pack(random_weight(8, 64, 32), "marlin")
-    with pytest.raises(ValueError, match="exact in float16"):
+    with pytest.raises(ValueError, match="float16 does not hold exactly"):
         tensors = pack(random_weight(8, 64, 32), "matmulnbits")
         unpack(tensors | {"scales": tensors["scales"] + np.float32(1e-7)}, "matmulnbits", (8, 64), 32)
 
