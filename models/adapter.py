@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from models.torch_files import read_torch_table
 from models.weights import read_tensors
 
 _MARK = "mm_projector."
 
 
 def read_adapter(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of ``path``: safetensors, or torch's format read weights-only (no code of the file is run)."""
+    """The tensors of ``path``: safetensors, or torch's format (``models.torch_files``: no code of the file is run)."""
     if Path(path).suffix == ".safetensors":
         return read_tensors(Path(path))
-    content: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
+    return read_torch_table(path)
 
 
 def load_adapter(projector: nn.Module, path: str | Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from models.mosaic import fold_squares
+from models.torch_files import read_torch_file
 from models.weights import load_strict, read_tensors
 from runtime.errors import ExportError
 
@@ -81,8 +82,8 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
 
     Reads ``mm_hidden_size`` and ``hidden_size`` (AttributeError without them; identity needs neither) and, for
     linearclip, ``min_max_range_path``: a file with the minimum and the maximum of each output channel, safetensors
-    (tensors ``min`` and ``max``) or torch's format (two tensors, read weights-only). ``delay_load`` and further
-    keywords are accepted and unused. Raises ValueError for an unknown type.
+    (tensors ``min`` and ``max``) or torch's format (two tensors, read by ``models.torch_files``). ``delay_load`` and
+    further keywords are accepted and unused. Raises ValueError for an unknown type.
     """
     kind = getattr(config, "mm_projector_type", "linear")
     if kind == "identity":
@@ -106,14 +107,15 @@ def read_range(path: str | Path) -> tuple[Tensor, Tensor]:
     if Path(path).suffix == ".safetensors":
         tensors = read_tensors(Path(path))
         return tensors["min"], tensors["max"]
-    # weights_only: torch then builds tensors and plain containers alone and runs no code from the file.
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    assert content is not None, f"{path} holds None instead of a range"
-    items = list(content)
-    if len(items) != 2:
-        raise TypeError(f"{path} holds {len(items)} items, a range has 2: minimum and maximum")
+    content = read_torch_file(path)
+    assert content.kind != "none", f"{path} holds None instead of a range"
+    if content.length != 2:
+        raise TypeError(f"{path} holds {content.length} items, a range has 2: minimum and maximum")
+    if content.kind not in ("list", "tensor"):
+        raise AttributeError(f"{path} holds {content.kind}, a range is two tensors or one of two rows")
+    items = content.tensors["0"] if content.kind == "tensor" else content.tensors.values()
     minimum, maximum = items
-    return minimum.detach(), maximum.detach()
+    return minimum, maximum
 
 
 class MultimodalProjector(nn.Module):
