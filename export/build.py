@@ -32,7 +32,7 @@ from export.stages import (
 )
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
 from export.vision.stored import FOLDER, TracedGraphs, link_or_copy, write_traced
-from runtime.bundle import SCHEMA, Manifest, check_target, write_bundle
+from runtime.bundle import SCHEMA, Manifest, check_target, sha256_file, write_bundle
 from runtime.bundle.manifest import ChecksSection, DecoderSection, QuantizationSection, Source, VisionPrecision
 from runtime.bundle.parse import parse_group
 from runtime.errors import EngineError, ExportError, OutputError, UsageError
@@ -122,7 +122,16 @@ class _Build:
         template = read_template(request.template_file) if request.template_file else ""
         settings = (request.group_size, self._max_seq_len, template, code_digest(BUNDLE_CODE))
         weights = self._files.of((*self._checkpoint.files, *self._decoder.files), *settings)
-        return Keys(traced, f"{traced} {request.vision_precision}", weights)
+        return Keys(traced, f"{traced} {self._precision()}", weights)
+
+    def _precision(self) -> str:
+        """What the vision graphs compute in, for int8 with the digest of the scales. ExportError without scales."""
+        precision = self._request.vision_precision
+        if precision != "int8":
+            return precision
+        from export.vision.precision import scales_file
+
+        return f"int8 {sha256_file(scales_file(self._checkpoint.root))}"
 
     def run(self) -> BuildResult:
         request = self._request
@@ -205,7 +214,8 @@ class _Build:
         from export.vision.precision import LIMITS, convert
 
         precision = self._request.vision_precision
-        error = convert(graphs.folder, directory, precision, self._checkpoint.tiling.tile_px)
+        tile_px, root = self._checkpoint.tiling.tile_px, self._checkpoint.root
+        error = convert(graphs.folder, directory, precision, tile_px, root)
         self._report("onnx", "converted", f"vision graphs: {precision}, {error:.2g} of the largest value from fp32")
         return {f"{precision}_relative_error": LIMITS[precision]}
 
