@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from export.decoder.quantize import quantize_rtn
+from kernels import packing
+from models import int4
 from models.int4 import Int4Linear, group_size_for, quantize_nearest, quantized_decoder
 from models.nvila import NVILAQwen2
 from tests.models.tiny import picture
@@ -83,10 +89,58 @@ def test_released_full_weights_leave_the_int4_ones_answering(checkpoints, caplog
 
 
 def test_a_layer_that_no_group_size_divides_keeps_its_weights(caplog) -> None:
-    odd = nn.Sequential(nn.Linear(48, 64), nn.Linear(64, 4))
+    llm = tiny_llama(intermediate_size=48)
     with caplog.at_level(logging.WARNING):
-        twin = quantized_decoder(odd)
-    assert twin[0] is not odd[0]
-    assert isinstance(twin[0], nn.Linear)
-    assert isinstance(twin[1], Int4Linear)
+        twin = quantized_decoder(llm)
+    layer = twin.model.layers[0]
+    assert layer.mlp.down_proj is llm.model.layers[0].mlp.down_proj
+    assert isinstance(layer.mlp.up_proj, Int4Linear)
     assert "48 inputs" in caplog.text
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("outputs", "inputs"), [(5, 96), (300, 128)])
+def test_blocks_of_rows_change_nothing(bits: int, outputs: int, inputs: int, monkeypatch) -> None:
+    linear = nn.Linear(inputs, outputs)
+    whole = Int4Linear.nearest(linear, 32, bits)
+    monkeypatch.setattr(int4, "_BLOCK_VALUES", 7 * inputs)
+    parts = Int4Linear.nearest(linear, 32, bits)
+    assert whole.integers().equals(parts.integers())
+    assert whole.integers().equals(packing.quantize_nearest(linear.weight.detach().numpy(), 32, bits))
+    assert torch.equal(whole.weight, parts.weight)
+    x = torch.randn(3, inputs)
+    torch.testing.assert_close(parts(x), functional.linear(x, whole.weight, linear.bias))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_state_dict_gives_the_same_module_and_takes_bits_over_eight_of_a_byte(bits: int) -> None:
+    linear = nn.Linear(64, 16)
+    first, second = (Int4Linear.nearest(module, 32, bits) for module in (linear, nn.Linear(64, 16)))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 64)
+    assert torch.equal(first(x), second(x))
+    assert first.q.nbytes == 64 * 16 * bits // 8
+    moved = copy.deepcopy(first).to(torch.bfloat16)
+    assert moved.integers().equals(first.integers())
+    assert moved.bias.dtype == torch.bfloat16
+    assert moved.to("meta").q.device.type == "meta"
+
+
+@pytest.mark.parametrize(("head_bits", "kind"), [(4, Int4Linear), (8, Int4Linear), (16, nn.Linear)])
+def test_the_head_takes_the_bits_it_is_given(head_bits: int, kind: type) -> None:
+    llm = tiny_llama()
+    twin = quantized_decoder(llm, head_bits=head_bits)
+    assert isinstance(twin.lm_head, kind)
+    if kind is Int4Linear:
+        expected = packing.quantize_nearest(llm.lm_head.weight.detach().numpy(), 64, head_bits)
+        assert twin.lm_head.integers().equals(expected)
+    else:
+        assert twin.lm_head is llm.lm_head
+    assert isinstance(llm.lm_head, nn.Linear)
+    assert twin.model.rotary_emb is llm.model.rotary_emb
+    assert twin.model.layers[1].input_layernorm is llm.model.layers[1].input_layernorm
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes | changes)).eval()
