@@ -14,7 +14,15 @@ from runtime.errors import ExportError
 Sources = Mapping[str, tuple[str, ...]]
 # What decides the traced graphs, by package and file. Texts are hashed with \n line ends.
 TRACING_CODE: Sources = {
-    "export": ("vision/names.py", "vision/graph.py", "vision/load.py", "vision/trace.py"),
+    "export": (
+        "vision/capture.py",
+        "vision/graph.py",
+        "vision/load.py",
+        "vision/names.py",
+        "vision/streamed.py",
+        "vision/trace.py",
+        "vision/weights.py",
+    ),
     "models": ("mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
 }
 # What decides everything else in a bundle: decoder files, prompt, manifest groups.

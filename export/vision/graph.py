@@ -6,16 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from runtime.errors import ExportError
-
-MAX_MODEL_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit, with some room
-_NARROW_FROM = 64  # elements; below that a Cast costs more than it saves
-_STORED = "_stored"
 
 
 def clean(model: Any, dims: Mapping[str, Sequence[str | int]]) -> Any:
@@ -41,50 +36,16 @@ def clean(model: Any, dims: Mapping[str, Sequence[str | int]]) -> Any:
     return model
 
 
-def narrow_weights(model: Any) -> Any:
-    """Stores f32 initialisers as f16 (else bf16) followed by a Cast wherever that loses nothing.
-
-    Checkpoints are kept in 16 bits, so their weights fit exactly; the graph still computes in f32.
-    """
-    graph = model.graph
-    casts = []
-    for index, tensor in enumerate(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        values = numpy_helper.to_array(tensor)
-        dtype = _exact_dtype(values) if values.size >= _NARROW_FROM else None
-        if dtype is None:
-            continue
-        name = tensor.name
-        graph.initializer[index].CopyFrom(numpy_helper.from_array(values.astype(dtype), name + _STORED))
-        casts.append(helper.make_node("Cast", [name + _STORED], [name], name=f"widen_{name}", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    graph.ClearField("node")
-    graph.node.extend(nodes)
-    return model
-
-
-def _exact_dtype(values: np.ndarray[Any, Any]) -> Any:
-    for dtype in (np.float16, ml_dtypes.bfloat16):
-        with np.errstate(over="ignore"):
-            if np.array_equal(values.astype(dtype).astype(np.float32), values):
-                return dtype
-    return None
-
-
 def save(model: Any, path: Path) -> None:
-    """Checks a graph with onnx.checker and writes it. Raises ExportError for an invalid one, or one beyond 2 GiB."""
-    size = model.ByteSize()
-    if size > MAX_MODEL_BYTES:
-        raise ExportError(
-            f"{path.name}: {size} bytes, one ONNX file holds at most {MAX_MODEL_BYTES}",
-            hint="store the checkpoint in 16 bits",
-        )
+    """Writes a graph and checks it with onnx.checker. Raises ExportError for an invalid one.
+
+    Weights that lie in a file beside it (`export.vision.weights.store_weights`) must be there already.
+    """
+    path.write_bytes(model.SerializeToString(deterministic=True))
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
         raise ExportError(f"{path.name}: the traced graph is not valid ONNX: {problem}") from problem
-    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def operators(model: Any) -> dict[str, int]:

@@ -1,10 +1,12 @@
-"""Traces tower and projector with torch and proves that the graphs compute the same. Imports torch."""
+"""Traces tower and projector with torch and proves that the graphs compute the same. Imports torch.
+
+The weights stay on disk throughout: the tracer sees shapes, torch's reference results are computed operator by operator
+from the checkpoint, ONNX Runtime maps the file of the weights. So memory grows with one tensor, not with the model.
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from export.vision.graph import clean, max_error, narrow_weights, save
+from export.vision.capture import capture
+from export.vision.graph import clean, max_error, save
 from export.vision.load import VisionModules, load_vision
-from export.vision.names import (
-    FEATURES,
-    OPSET,
-    PROJECTOR_FILE,
-    PROJECTOR_OUTPUT,
-    TOWER_FILE,
-    TOWER_INPUT,
-    scale_inputs,
-)
+from export.vision.names import FEATURES, PROJECTOR_FILE, PROJECTOR_OUTPUT, TOWER_FILE, TOWER_INPUT, scale_inputs
+from export.vision.streamed import StreamedWeights, WithoutMemory
+from export.vision.weights import data_file, store_weights
 from runtime.errors import ExportError
 from runtime.tiling import area_matrix
 
 # Largest difference between graph and torch, relative to the largest value (both f32).
 ERROR_LIMIT = 1e-4
-_TRACED_TILES, _OTHER_TILES = 2, (1, 3, 5)
+_TRACED_TILES = 2
+_OTHER_TILES, _FEWER_TILES = (1, 3, 5), (1, 3)  # a tile through a tower whose weights lie apart takes seconds
 _Progress = Callable[[str], None]
+_Grid = tuple[int, int]
+_Dims = dict[str, Sequence[str | int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,58 +53,68 @@ class _Tower(nn.Module):
 
 
 def trace_vision(checkpoint: Checkpoint, folder: Path, progress: _Progress = lambda _: None) -> TraceErrors:
-    """Writes vision_tower.onnx and vision_projector.onnx into ``folder``.
+    """Writes vision_tower.onnx and vision_projector.onnx into ``folder``, large weights into files beside them.
 
     Opset 18; tiles (and, with S², the matrices' shapes) are free. Each graph is run by ONNX Runtime on shapes that were
     not traced. Raises ExportError when a graph is invalid or differs from torch by more than ``ERROR_LIMIT``.
     """
     with torch.no_grad():
-        modules = load_vision(checkpoint)
+        with WithoutMemory():
+            modules = load_vision(checkpoint)
         progress("tracing the vision tower")
-        tower_error = _trace_tower(checkpoint, modules, folder)
+        tower_error = _trace_tower(checkpoint, _Tower(modules).eval(), folder / TOWER_FILE)
         progress("tracing the projector")
-        projector_error = _trace_projector(checkpoint, modules, folder)
+        projector_error = _trace_projector(checkpoint, modules.projector, folder / PROJECTOR_FILE)
     return TraceErrors(tower_error, projector_error)
 
 
-def _trace_tower(checkpoint: Checkpoint, modules: VisionModules, folder: Path) -> float:
+def _trace_tower(checkpoint: Checkpoint, tower: nn.Module, path: Path) -> float:
     side = checkpoint.tiling.tile_px
-    source = _generator()
+    with StreamedWeights(tower) as weights:
+        example = (torch.empty(_TRACED_TILES, 3, side, side),)
+        free = {TOWER_INPUT: {0: torch.export.Dim.DYNAMIC}}
+        captured = capture(tower, weights.stored, example, [TOWER_INPUT], FEATURES, free)
+        dims: _Dims = {
+            TOWER_INPUT: ["T", 3, side, side],
+            FEATURES: ["T", checkpoint.patches_per_tile, checkpoint.channels],
+        }
+        model = clean(captured.model, dims)
+        store_weights(model, captured.weights, path)
+        save(model, path)
+        counts = _FEWER_TILES if data_file(path).exists() else _OTHER_TILES
 
-    def tiles(count: int) -> tuple[Tensor, ...]:
-        return (torch.randn(count, 3, side, side, generator=source),)
+        def cases() -> Iterator[tuple[Tensor, ...]]:
+            source = _generator()
+            return ((torch.randn(count, 3, side, side, generator=source),) for count in counts)
 
-    dims: dict[str, Sequence[str | int]] = {
-        TOWER_INPUT: ["T", 3, side, side],
-        FEATURES: ["T", checkpoint.patches_per_tile, checkpoint.channels],
-    }
-    free = {TOWER_INPUT: {0: torch.export.Dim.DYNAMIC}}
-    model = _export(_Tower(modules).eval(), tiles(_TRACED_TILES), [TOWER_INPUT], FEATURES, free)
-    save(narrow_weights(clean(model, dims)), folder / TOWER_FILE)
-    return _compare(folder / TOWER_FILE, _Tower(modules), [TOWER_INPUT], [tiles(count) for count in _OTHER_TILES])
+        expected = _expected(tower, weights, cases())
+    return _compare(path, [TOWER_INPUT], cases(), expected)
 
 
-def _trace_projector(checkpoint: Checkpoint, modules: VisionModules, folder: Path) -> float:
+def _trace_projector(checkpoint: Checkpoint, projector: nn.Module, path: Path) -> float:
     patches, channels = checkpoint.patches_per_tile, checkpoint.channels
     pairs = scale_inputs(len(checkpoint.tiling.scales_px))
     names = [FEATURES, *(name for pair in pairs for name in pair)]
-    hidden = int(modules.projector(*_example(checkpoint, [(2, 2)] * len(pairs), (2, 2))).shape[-1])
-    dims: dict[str, Sequence[str | int]] = {FEATURES: ["T", patches, channels], PROJECTOR_OUTPUT: ["N", hidden]}
+    dims: _Dims = {FEATURES: ["T", patches, channels]}
     free: dict[str, Any] = {FEATURES: {0: torch.export.Dim.DYNAMIC}}
     if pairs:
         for index, (height, width) in enumerate(pairs):
             dims |= {height: ["H", f"h_{index}"], width: ["W", f"w_{index}"]}
         free["matrices"] = tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in names[1:])
-    # No two sizes of the traced example are equal, and none is 1, so that none becomes a constant.
-    traced = [(2 + index, 3 + 2 * index) for index in range(len(pairs))]
-    example = _example(checkpoint, traced, (7, 11))
-    model = _export(modules.projector, example, names, PROJECTOR_OUTPUT, free)
-    save(narrow_weights(clean(model, dims)), folder / PROJECTOR_FILE)
-    cases = [_example(checkpoint, *grids) for grids in _other_grids(len(pairs))]
-    return _compare(folder / PROJECTOR_FILE, modules.projector, names, cases)
+    with StreamedWeights(projector) as weights:
+        captured = capture(projector, weights.stored, _traced_example(checkpoint), names, PROJECTOR_OUTPUT, free)
+        model = clean(captured.model, dims | {PROJECTOR_OUTPUT: ["N", captured.width]})
+        store_weights(model, captured.weights, path)
+        save(model, path)
+
+        def cases() -> Iterator[tuple[Tensor, ...]]:
+            return (_example(checkpoint, *grids) for grids in _other_grids(len(pairs)))
+
+        expected = _expected(projector, weights, cases())
+    return _compare(path, names, cases(), expected)
 
 
-def _other_grids(scales: int) -> list[tuple[list[tuple[int, int]], tuple[int, int]]]:
+def _other_grids(scales: int) -> list[tuple[list[_Grid], _Grid]]:
     """(grid of each scale, output grid): a plain block, square coarse scales below wide and tall fine ones."""
     if not scales:
         return [([], (count, 1)) for count in _OTHER_TILES]
@@ -113,7 +123,18 @@ def _other_grids(scales: int) -> list[tuple[list[tuple[int, int]], tuple[int, in
     return [([(1, 1)] * scales, (1, 1)), *(([*coarse, grid], grid) for grid in fine)]
 
 
-def _example(checkpoint: Checkpoint, grids: list[tuple[int, int]], out: tuple[int, int]) -> tuple[Tensor, ...]:
+def _traced_example(checkpoint: Checkpoint) -> tuple[Tensor, ...]:
+    """What the projector is traced on, never read: no two sizes are equal and none is 1, so that none is constant."""
+    side, scales = checkpoint.tiling.patches_per_side, len(checkpoint.tiling.scales_px)
+    grids = [(2 + index, 3 + 2 * index) for index in range(scales)]
+    rows, cols = 7, 11
+    count = sum(height * width for height, width in grids) if grids else rows
+    features = torch.empty(count, checkpoint.patches_per_tile, checkpoint.channels)
+    sizes = [size for height, width in grids for size in ((rows * side, height * side), (cols * side, width * side))]
+    return (features, *(torch.empty(size) for size in sizes))
+
+
+def _example(checkpoint: Checkpoint, grids: list[_Grid], out: _Grid) -> tuple[Tensor, ...]:
     """Random features and the matrices for (rows, cols) of tiles of each scale; without scales ``out[0]`` tiles."""
     side = checkpoint.tiling.patches_per_side
     count = sum(rows * cols for rows, cols in grids) if grids else out[0]
@@ -128,43 +149,30 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _export(module: nn.Module, example: tuple[Tensor, ...], names: list[str], output: str, free: dict[str, Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quiet = logging.getLogger("torch.onnx")
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)
-        try:
-            program = torch.onnx.export(
-                module,
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=names,
-                output_names=[output],
-                dynamic_shapes=free,
-                verbose=False,
-                external_data=False,
-            )
-        except torch.onnx.OnnxExporterError as problem:
-            reason = str(problem).strip().splitlines()[-1:] or [type(problem).__name__]
-            raise ExportError(f"torch cannot trace {output}: {reason[0]}") from problem
-        finally:
-            quiet.setLevel(level)
-    assert program is not None
-    return program.model_proto
+def _expected(module: nn.Module, weights: StreamedWeights, cases: Iterator[tuple[Tensor, ...]]) -> list[Any]:
+    with weights.read_as_needed():
+        return [np.asarray(module(*case)) for case in cases]
 
 
-def _compare(path: Path, module: nn.Module, names: list[str], cases: list[tuple[Tensor, ...]]) -> float:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    expected = [np.asarray(module(*case)) for case in cases]
-    found = [
+def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], expected: list[Any]) -> float:
+    session = onnxruntime.InferenceSession(str(path), _options(path), providers=["CPUExecutionProvider"])
+    found = (
         session.run(None, {name: value.numpy() for name, value in zip(names, case, strict=True)})[0] for case in cases
-    ]
+    )
     error = max_error(found, expected)
     limit = ERROR_LIMIT * max(1.0, *(float(np.abs(value).max()) for value in expected))
     if error > limit:
         raise ExportError(f"{path.name}: differs from torch by {error:.3g}, the limit is {limit:.3g}")
     return error
+
+
+def _options(path: Path) -> Any:
+    """For weights that lie apart: mapped and widened as they are needed, never folded or packed all at once."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if data_file(path).exists():
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+    return options
