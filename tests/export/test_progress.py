@@ -49,3 +49,21 @@ def test_lines_stand_alone() -> None:
     out = io.StringIO()
     Progress(out).say("done")
     assert out.getvalue() == "done\n"
+
+
+def test_time_left_counts_from_what_was_there_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    bar = Progress(out)
+    bar.begin("quantising")
+    for second, done in ((10, 6), (20, 7), (80, 8), (9000, 9), (9100, 28)):  # six layers of an earlier run
+        now[0] = float(second)
+        bar.update(done, 28)
+    assert out.getvalue().splitlines() == [
+        "quantising: 21%",
+        "quantising: 25%, 4 min left",  # 10 s a layer, 21 layers: 210 s
+        "quantising: 29%, 12 min left",  # 35 s a layer, 20 layers: 700 s
+        "quantising: 32%, 15 h 49 min left",
+        "quantising: 100%",
+    ]
