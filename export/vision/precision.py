@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
+from models.vision_scales import FILE, FOLDER, read_scales
 from runtime.bundle.manifest import VisionPrecision
 from runtime.errors import ExportError
 
 # Largest difference from the f32 graph, relative to its largest value.
 LIMITS: Mapping[VisionPrecision, float] = {"fp16": 2e-2, "int8": 2e-1}
-_TILES = 3
+_TILES, _PATCHES = 3, 7
 _HINT = "use --vision-precision fp32"
 
 
-def convert(source: Path, target: Path, precision: VisionPrecision, tile_px: int) -> float:
+def convert(
+    source: Path, target: Path, precision: VisionPrecision, tile_px: int, checkpoint: Path | None = None
+) -> float:
     """Writes both graphs of ``source`` in ``precision`` into ``target``; returns the tower's relative error.
 
-    "fp16": every operator in f16, inputs and outputs f32. "int8": the tower's matrix products with int8 weights (per
-    channel) and dynamically quantised activations, the rest and the projector in f32. Raises ExportError when the
-    result leaves ``LIMITS``, or onnxruntime is not installed.
+    "fp16": every operator in f16, inputs and outputs f32. "int8": the linear layers of the tower's encoder in int8 with
+    the scales that were measured for ``checkpoint`` (``export.vision.int8_graph``), the rest and the projector in f32.
+    Raises ExportError when there are no scales, when they were measured on other weights, when the result leaves
+    ``LIMITS``, or onnxruntime is not installed.
     """
     try:
         runtime = importlib.import_module("onnxruntime")
@@ -37,9 +41,8 @@ def convert(source: Path, target: Path, precision: VisionPrecision, tile_px: int
         for name in (TOWER_FILE, PROJECTOR_FILE):
             _to_half(source / name, target / name)
     else:
-        _to_int8(source / TOWER_FILE, target / TOWER_FILE)
-        (target / PROJECTOR_FILE).write_bytes((source / PROJECTOR_FILE).read_bytes())
-    tiles = np.random.default_rng(0).standard_normal((_TILES, 3, tile_px, tile_px), dtype=np.float32)
+        _to_int8(source, target, checkpoint)
+    tiles = _tiles(tile_px)
     want, found = (_run(runtime, folder / TOWER_FILE, tiles) for folder in (source, target))
     error = float(np.abs(found - want).max() / np.abs(want).max())
     if not error <= LIMITS[precision]:
@@ -48,28 +51,41 @@ def convert(source: Path, target: Path, precision: VisionPrecision, tile_px: int
     return error
 
 
+def scales_file(checkpoint: Path) -> Path:
+    """Where the activation maxima of a checkpoint's vision tower lie. Raises ExportError when they do not."""
+    path = checkpoint / FOLDER / FILE
+    if not path.is_file():
+        raise ExportError(
+            f"--vision-precision int8: {path} is missing, no activations were measured",
+            hint=f"python -m export.quantize {checkpoint} --vision --calibration <images> --out <dir>; export <dir>",
+        )
+    return path
+
+
+def _to_int8(source: Path, target: Path, checkpoint: Path | None) -> None:
+    from export.vision.int8_graph import write_int8_tower
+
+    write_int8_tower(source / TOWER_FILE, target / TOWER_FILE, read_scales(scales_file(checkpoint or source)))
+    for path in source.glob(f"{PROJECTOR_FILE}*"):  # with its external data
+        shutil.copyfile(path, target / path.name)
+
+
+def _tiles(side: int) -> np.ndarray[Any, Any]:
+    """Normalised tiles [3, 3, side, side] of smooth colours with a little noise: nearer to pictures than noise is."""
+    source = np.random.default_rng(0)
+    coarse = source.uniform(-1.5, 1.5, (_TILES, 3, _PATCHES, _PATCHES))
+    places = np.linspace(0, _PATCHES - 1, side)
+    weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(_PATCHES)))
+    tiles: np.ndarray[Any, Any] = weights @ coarse @ weights.T + source.normal(0.0, 0.05, (_TILES, 3, side, side))
+    return tiles.astype(np.float32)
+
+
 def _run(runtime: Any, path: Path, tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     features: np.ndarray[Any, Any] = session.run(None, {session.get_inputs()[0].name: tiles})[0]
     return features
-
-
-def _to_int8(source: Path, target: Path) -> None:
-    quantization = importlib.import_module("onnxruntime.quantization")
-    root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it advises to preprocess the model, on the root logger
-    try:
-        quantization.quantize_dynamic(
-            _folded(source),
-            str(target),
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-        )
-    finally:
-        root.setLevel(level)
 
 
 def _folded(path: Path) -> Any:

@@ -16,7 +16,9 @@ from models.smoothquant.calibrate import (
     calibrate_layers,
     calibrate_tower,
     calibration_tiles,
+    dropped_tokens,
     feature_error,
+    layers_computed,
     measure_activations,
 )
 from models.smoothquant.smooth import smooth_layer, smooth_tower
@@ -33,7 +35,9 @@ __all__ = [
     "calibrate_layers",
     "calibrate_tower",
     "calibration_tiles",
+    "dropped_tokens",
     "feature_error",
+    "layers_computed",
     "linear_name",
     "measure_activations",
     "read_scales",

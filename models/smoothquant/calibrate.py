@@ -1,4 +1,4 @@
-"""Measures the inputs of every linear layer on calibration tiles, layer by layer, and chooses alpha by feature error."""
+"""Measures the inputs of all linear layers on calibration tiles, layer by layer; chooses alpha by feature error."""
 
 from __future__ import annotations
 
@@ -102,15 +102,20 @@ def measure_activations(tower: VisionTower, batches: Iterable[Tensor | list[Tens
 @torch.no_grad()
 def calibrate_tower(tower: VisionTower, tiles: Tensor, *, alphas: Sequence[float] = ALPHAS) -> Calibration:
     """``calibrate_layers`` for a tower in memory, for tiles [T, 3, S, S] of its own size."""
-    encoder = tower.vision_tower.encoder.layers
-    count = len(encoder) + 1
-    selected = [tower.select_layer] if isinstance(tower.select_layer, int) else tower.select_layer
-    layers = list(encoder)[: max(layer % count for layer in selected)]
+    layers = tower.vision_tower.encoder.layers[: layers_computed(tower)]
     hidden = [tower._embed(tile[None].to(device=tower.device, dtype=tower.dtype)) for tile in tiles]
-    return calibrate_layers(hidden, layers, alphas=alphas, skip_tokens=_dropped(tower))
+    return calibrate_layers(hidden, layers, alphas=alphas, skip_tokens=dropped_tokens(tower))
 
 
-def _dropped(tower: VisionTower) -> int:
+def layers_computed(tower: VisionTower) -> int:
+    """How many encoder layers a tower's features need."""
+    states = len(tower.vision_tower.encoder.layers) + 1
+    selected = [tower.select_layer] if isinstance(tower.select_layer, int) else tower.select_layer
+    return max(int(layer) % states for layer in selected)
+
+
+def dropped_tokens(tower: VisionTower) -> int:
+    """How many leading tokens do not reach the features."""
     return tower.class_tokens if tower.select_feature == "patch" else 0
 
 
@@ -158,7 +163,7 @@ def calibrate_layers(
 
 
 def feature_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """|found - expected| / |expected| over all batches (Euclidean norms; the shorter of the two ends the comparison)."""
+    """|found - expected| / |expected| over all batches, Euclidean; the shorter of the two ends the comparison."""
     off = size = 0.0
     for ours, theirs in zip(found, expected, strict=False):
         off += float((ours.double() - theirs.double()).square().sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.vision_scales import LINEARS, SMOOTHED, ActivationScales, F32, linear_name
+from models.vision_scales import F32, LINEARS, SMOOTHED, ActivationScales, linear_name
 from models.vision_tower import VisionTower
 from runtime.errors import ExportError
 

@@ -26,8 +26,8 @@ class W8A8Linear(nn.Module):
 
     ``weight_q`` int8 [N, K] and ``weight_scale`` f32 [N]: symmetric by output channel, |w| / 127. Without
     ``input_scale`` each token has its own scale, max|x| / 127 (a token of zeros gives the bias); with it one scale
-    serves all and values beyond it saturate, as QuantizeLinear of ONNX does. Any K up to ``MAX_IN_FEATURES``; takes [..., K] in any
-    float dtype, computes in f32, returns the input's dtype.
+    serves all and values beyond it saturate, as QuantizeLinear of ONNX does. Any K up to ``MAX_IN_FEATURES``; takes
+    [..., K] in any float dtype, computes in f32, returns the input's dtype.
     """
 
     weight_q: Tensor
