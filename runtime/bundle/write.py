@@ -144,6 +144,19 @@ def _flush_tree(directory: Path) -> None:
         _flush(Path(folder))
 
 
+def place_directory(directory: Path, out: Path) -> None:
+    """Brings a finished directory to the disk and makes it appear at ``out``, beside it, in one step.
+
+    What was there lies at ``directory`` afterwards, or is gone. Raises OutputError.
+    """
+    try:
+        _flush_tree(directory)
+        _swap_in(directory, out)
+        _flush(out.parent)
+    except OSError as problem:
+        raise OutputError(f"{out}: cannot be written: {_reason(problem)}", hint=_hint(problem)) from problem
+
+
 def _swap_in(directory: Path, out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         directory.rename(out)
