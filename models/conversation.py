@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from models.chat_templates import VICUNA_V1
 from models.fusion import IMAGE_TOKEN_INDEX
 from runtime.errors import PromptError
 
@@ -22,18 +23,6 @@ MEDIA_TOKENS = {"image": "<image>", "video": "<vila/video>"}
 # Stands for a text while the template is rendered; letters and digits alone, so that no template changes it.
 _MARK = "qz{}textzq"
 _logger = logging.getLogger(__name__)
-
-# LLaVA-1.5's published conversation, for tokenizers that bring no template.
-VICUNA_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    '{{ "A chat between a curious human and an artificial intelligence assistant. '
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. \" }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{ message['content'] + ' ' }}"
-    "{%- elif message['role'] == 'user' -%}{{ 'USER: ' + message['content'] + ' ' }}"
-    "{%- else -%}{{ 'ASSISTANT: ' + message['content'] + '</s>' }}{%- endif -%}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,7 @@ def _as_text(part: MediaPart) -> list[dict[str, str]]:
 
 
 def _apply(tokenizer: Any, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-    template = None if tokenizer.chat_template else VICUNA_TEMPLATE
+    template = None if tokenizer.chat_template else VICUNA_V1
     try:
         rendered: str = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt

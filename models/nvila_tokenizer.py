@@ -6,19 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from models.chat_templates import default_template, named_template
 from models.conversation import MEDIA_TOKENS, SENTINEL, infer_stop_tokens
 from models.tokenizer import read_tokenizer
+from models.weights import read_json
 from runtime.errors import ExportError
-
-_TEMPLATES = {
-    "qwen2": (
-        "{%- if messages[0]['role'] != 'system' -%}"
-        "{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}{%- endif -%}"
-        "{%- for message in messages -%}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-    )
-}
 
 
 def build_tokenizer(llm_path: str | Path, chat_template: str | None = None) -> Any:
@@ -36,7 +28,7 @@ def build_tokenizer(llm_path: str | Path, chat_template: str | None = None) -> A
     if chat_template is not None:
         tokenizer.chat_template = named_template(chat_template)
     elif not tokenizer.chat_template:
-        tokenizer.chat_template = _TEMPLATES["qwen2"]
+        tokenizer.chat_template = default_template(_decoder_type(directory), tokenizer.get_added_vocab())
     _add_tokens(tokenizer)
     tokenizer.media_tokens = dict(MEDIA_TOKENS)
     tokenizer.media_token_ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in MEDIA_TOKENS.items()}
@@ -44,11 +36,10 @@ def build_tokenizer(llm_path: str | Path, chat_template: str | None = None) -> A
     return tokenizer
 
 
-def named_template(name: str) -> str:
-    """The chat template that a configuration calls ``name``. Raises ExportError for an unknown one."""
-    if name not in _TEMPLATES:
-        raise ExportError(f"unknown chat_template {name!r}", hint="one of " + ", ".join(_TEMPLATES))
-    return _TEMPLATES[name]
+def _decoder_type(directory: Path) -> str:
+    """The decoder that lies beside a tokenizer: "qwen2" where nothing does."""
+    path = directory / "config.json"
+    return str(read_json(path).get("model_type", "qwen2")) if path.is_file() else "qwen2"
 
 
 def rope_scaling_for(model_max_length: int, max_position_embeddings: int) -> dict[str, Any] | None:

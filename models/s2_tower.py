@@ -20,6 +20,7 @@ from models.mosaic import merge_chessboard, split_chessboard
 from models.vision_tower import CLIPVisionTower, SiglipVisionTower, VisionTower, tower_class
 from models.weights import model_directory
 from runtime.errors import ExportError
+from runtime.tiling import area_matrix
 
 
 def parse_scales(value: str | Sequence[int]) -> list[int]:
@@ -78,23 +79,50 @@ class _StaticS2(_Scaled):
     def processed_side(self) -> int:
         return self.scales[-1]
 
+    @property
+    def num_patches_per_side(self) -> int:
+        """Of the map that comes out, the one of ``resize_output_to_scale_idx``."""
+        side = self.scales[self.resize_output_to_scale_idx]
+        return self._splits(side) * super().num_patches_per_side
+
     @torch.no_grad()
     def features(self, tiles: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, N, D * scales]; maps are brought to the size of ``resize_output_to_scale_idx`` by
         area.
-        """
-        maps = [self._map_at(tiles, side) for side in self.scales]
-        size = maps[self.resize_output_to_scale_idx].shape[-2:]
-        same = [functional.interpolate(m.float(), size=size, mode="area").to(m.dtype) for m in maps]
-        return torch.cat(same, dim=1).flatten(2).transpose(1, 2)
 
-    def _map_at(self, pictures: Tensor, side: int) -> Tensor:
-        splits = math.ceil(side / self.max_split_size)
-        resized = functional.interpolate(pictures.float(), size=side, mode="bicubic").to(pictures.dtype)
-        pieces = super().features(split_chessboard(resized, splits, splits))
+        The pieces of all scales go through the tower together, so that a traced graph holds it once.
+        """
+        boards = [split_chessboard(_bicubic(tiles, side), *[self._splits(side)] * 2) for side in self.scales]
+        found = super().features(torch.cat(boards))
         if self.select_feature == "cls_patch":
-            pieces = pieces[:, self.class_tokens :]  # a class token has no place on a map
-        return merge_chessboard(pieces, splits, splits)
+            found = found[:, self.class_tokens :]  # a class token has no place on a map
+        maps, taken = [], 0
+        for board, side in zip(boards, self.scales, strict=True):
+            pieces = found[taken : taken + board.shape[0]]
+            maps.append(merge_chessboard(pieces, *[self._splits(side)] * 2))
+            taken = taken + board.shape[0]
+        size = self.num_patches_per_side
+        return torch.cat([_averaged(m, size) for m in maps], dim=1).flatten(2).transpose(1, 2)
+
+    def _splits(self, side: int) -> int:
+        """Pieces along one side of the picture at ``side`` px."""
+        return math.ceil(side / self.max_split_size)
+
+
+def _bicubic(pictures: Tensor, side: int) -> Tensor:
+    """Resized as published: torch's bicubic in float32, corners not aligned, no antialiasing."""
+    if pictures.shape[-1] == side:
+        return pictures
+    return functional.interpolate(pictures.float(), size=(side, side), mode="bicubic").to(pictures.dtype)
+
+
+def _averaged(feature_map: Tensor, size: int) -> Tensor:
+    """[B, C, h, h] -> [B, C, size, size]: ``interpolate(mode="area")`` in float32, as two products."""
+    side = feature_map.shape[-1]
+    if side == size:
+        return feature_map
+    area = torch.from_numpy(area_matrix(size, side)).to(feature_map.device)
+    return (area @ feature_map.float() @ area.T).to(feature_map.dtype)
 
 
 class SiglipVisionTowerS2(_StaticS2, SiglipVisionTower):

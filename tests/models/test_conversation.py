@@ -78,7 +78,7 @@ def test_llava_without_a_template_gets_the_published_conversation() -> None:
     plain = byte_tokenizer(VICUNA, VICUNA_SPECIALS)
     plain.chat_template = None
     text = render([Turn("user", (IMAGE, "\nhi")), Turn("assistant", ("yes",)), Turn("user", ("ok",))], plain)
-    assert text.startswith("A chat between a curious human and an artificial intelligence assistant.")
+    assert text.startswith("A chat between a curious user and an artificial intelligence assistant.")
     assert text.endswith("USER: <image>\nhi ASSISTANT: yes</s>USER: ok ASSISTANT:")
 
 
