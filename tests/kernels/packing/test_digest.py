@@ -28,10 +28,12 @@ def digest_of(**matrices: IntWeight) -> str:
     return digest.hexdigest()
 
 
-def test_digest_is_the_documented_one() -> None:
-    one = weight()
+@pytest.mark.parametrize(("bits", "at_the_end"), [(4, []), (8, [8])])
+def test_digest_is_the_documented_one(bits: int, at_the_end: list[int]) -> None:
+    four = weight()
+    one = IntWeight(four.q, four.zeros, four.scales, 32, bits)
     parts = [hashlib.sha256(array.tobytes()).hexdigest() for array in (one.q, one.zeros, one.scales)]
-    line = json.dumps(["q_proj", 6, 64, 32, *parts]) + "\n"
+    line = json.dumps(["q_proj", 6, 64, 32, *parts, *at_the_end]) + "\n"
     assert digest_of(q_proj=one) == hashlib.sha256(line.encode()).hexdigest()
 
 
@@ -64,3 +66,13 @@ def test_a_matrix_cannot_be_reopened() -> None:
     digest.add("b", weight())
     with pytest.raises(ValueError, match="'a' was closed"):
         digest.add("a", weight())
+
+
+def test_bits_count_and_do_not_mix_within_a_matrix() -> None:
+    four = weight()
+    eight = IntWeight(four.q, four.zeros, four.scales, four.group_size, bits=8)
+    assert digest_of(a=four) != digest_of(a=eight)
+    digest = WeightDigest()
+    digest.add("a", four)
+    with pytest.raises(ValueError, match="'a': rows of"):
+        digest.add("a", eight)

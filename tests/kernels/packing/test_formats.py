@@ -129,14 +129,6 @@ def test_unpack_inverts_pack(format: str, super_rows: int, groups: int, group: i
     assert again.equals(weight)
 
 
-@settings(max_examples=30, deadline=None)
-@given(scale_bits=st.integers(1, 0x6C40), zero=st.integers(0, 15))
-def test_llm_awq_v2_gives_back_every_zero_point_of_every_scale(scale_bits: int, zero: int) -> None:
-    scale = np.array([[scale_bits]], np.uint16).view(np.float16).repeat(8, axis=0)
-    weight = IntWeight(np.zeros((8, 64), np.uint8), np.full((8, 1), zero, np.uint8), scale, 64)
-    assert unpack(pack(weight, "llm-awq-v2"), "llm-awq-v2", (8, 64), 64).equals(weight)
-
-
 def test_a_missing_or_misshapen_tensor_is_named() -> None:
     tensors = pack(random_weight(8, 64, 32), "autoawq-gemm")
     without = {name: tensor for name, tensor in tensors.items() if name != "qzeros"}

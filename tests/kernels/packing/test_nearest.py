@@ -11,23 +11,25 @@ from hypothesis.extra.numpy import arrays
 from kernels.packing import quantize_nearest
 
 
-def reference(group: np.ndarray) -> tuple[list[int], int, np.float16]:
+def reference(group: np.ndarray, bits: int = 4) -> tuple[list[int], int, np.float16]:
     """One group in plain Python; ``round`` is half to even like the reference quantiser's."""
+    top = 2**bits - 1
     low, high = min(0.0, float(group.min())), max(0.0, float(group.max()))
-    scale = np.float16(np.float32(max(np.float32(high) - np.float32(low), np.float32(1e-5))) / np.float32(15))
+    scale = np.float16(np.float32(max(np.float32(high) - np.float32(low), np.float32(1e-5))) / np.float32(top))
     exact = np.float32(scale)
-    zero = min(max(round(float(np.float32(-low) / exact)), 0), 15)
-    q = [min(max(round(float(np.float32(value) / exact)) + zero, 0), 15) for value in group]
+    zero = min(max(round(float(np.float32(-low) / exact)), 0), top)
+    q = [min(max(round(float(np.float32(value) / exact)) + zero, 0), top) for value in group]
     return q, zero, scale
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, (3, 64), elements=st.floats(-9, 9, width=32)))
-def test_values_equal_the_reference(weight: np.ndarray) -> None:
-    result = quantize_nearest(weight, 32)
+@given(arrays(np.float32, (3, 64), elements=st.floats(-9, 9, width=32)), st.sampled_from([4, 8]))
+def test_values_equal_the_reference(weight: np.ndarray, bits: int) -> None:
+    result = quantize_nearest(weight, 32, bits)
+    assert result.bits == bits
     for row in range(3):
         for group in range(2):
-            q, zero, scale = reference(weight[row, 32 * group : 32 * group + 32])
+            q, zero, scale = reference(weight[row, 32 * group : 32 * group + 32], bits)
             assert result.scales[row, group] == scale
             assert result.zeros[row, group] == zero
             assert result.q[row, 32 * group : 32 * group + 32].tolist() == q
@@ -86,3 +88,11 @@ def test_a_range_above_f16_and_a_group_that_does_not_divide_are_refused() -> Non
         quantize_nearest(weight, 32)
     with pytest.raises(ValueError, match="groups of 24 do not divide its 32 inputs"):
         quantize_nearest(weight, 24)
+    with pytest.raises(ValueError, match="bits is 3"):
+        quantize_nearest(weight, 32, 3)
+
+
+def test_eight_bits_are_sixteen_times_finer() -> None:
+    weight = np.random.default_rng(4).normal(0, 1, (32, 256)).astype(np.float32)
+    errors = [np.abs(quantize_nearest(weight, 128, bits).dequantize() - weight).mean() for bits in (4, 8)]
+    assert 12 < errors[0] / errors[1] < 22
