@@ -37,11 +37,12 @@ class Refusal:
     reason: str
 
 
-def find_template(folders: Sequence[Path]) -> str:
-    """The text of the chat template in the first folder that has one.
+def find_template(folders: Sequence[Path], default: str | None = None) -> str:
+    """The text of the chat template in the first folder that has one, ``default`` where none has.
 
     Looked for, in transformers' order: ``chat_template.jinja``, ``chat_template.json``, ``processor_config.json`` and
-    ``tokenizer_config.json`` (a text, or a list whose entry "default" counts). Raises ExportError when there is none.
+    ``tokenizer_config.json`` (a text, or a list whose entry "default" counts). Raises ExportError when there is no
+    template at all.
     """
     for folder in folders:
         file = folder / "chat_template.jinja"
@@ -53,6 +54,8 @@ def find_template(folders: Sequence[Path]) -> str:
                 template = _inside(value, folder / name)
                 if template is not None:
                     return template
+    if default is not None:
+        return default
     raise ExportError(
         f"{folders[0]}: the checkpoint has no chat template (chat_template.jinja, tokenizer_config.json)",
         hint="write one to chat_template.jinja, or name a file with --chat-template",

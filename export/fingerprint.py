@@ -27,8 +27,9 @@ TRACING_CODE: Sources = {
 }
 # What decides everything else in a bundle: decoder files, prompt, manifest groups.
 BUNDLE_CODE: Sources = {
-    "export": ("decoder/*.py", "*.py"),
+    "export": ("decoder/*.py", "layouts/*.py", "*.py"),
     "kernels": ("packing/*.py",),
+    "models": ("chat_templates.py",),
     "runtime": ("bundle/*.py", "prompt.py", "tiling.py", "tokenization.py"),
 }
 
@@ -43,7 +44,7 @@ class Fingerprint:
         total, done = sum(_size(path) for path in paths), 0
         for path in paths:
             try:
-                self._digests[path] = cache.sha256(path, path.relative_to(root).as_posix())
+                self._digests[path] = cache.sha256(path, _name(path, root))
             except OSError as problem:
                 raise ExportError(f"{path}: cannot be read: {problem.strerror}", hint="check the disk") from problem
             done += _size(path)
@@ -55,7 +56,7 @@ class Fingerprint:
         """One SHA-256 over names and contents of some of the files, and over settings."""
         whole = hashlib.sha256()
         for path in sorted(set(files)):
-            whole.update(f"{path.relative_to(self._root).as_posix()}\0{self._digests[path]}\n".encode())
+            whole.update(f"{_name(path, self._root)}\0{self._digests[path]}\n".encode())
         for setting in settings:
             whole.update(f"{setting}\n".encode())
         return whole.hexdigest()
@@ -70,6 +71,11 @@ def code_digest(sources: Sources) -> str:
             text = path.read_bytes().replace(b"\r\n", b"\n")
             whole.update(f"{package}/{path.relative_to(folder).as_posix()}\0{len(text)}\n".encode() + text)
     return whole.hexdigest()
+
+
+def _name(path: Path, root: Path) -> str:
+    """A file's path inside the checkpoint; for one outside (a tower in a folder of its own) the end of its path."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else f"../{path.parent.name}/{path.name}"
 
 
 def _package_folder(package: str) -> Path:

@@ -66,6 +66,8 @@ def prompt_request(checkpoint: Checkpoint, context_tokens: int, template_file: P
         video_as_pictures=prompt.video_as_pictures,
         context_tokens=context_tokens,
         template_file=template_file,
+        template=prompt.template,
+        default_template=prompt.default_template,
     )
 
 

@@ -38,6 +38,8 @@ class PromptRequest:
     image where the template takes content as one text; a template that takes parts says so itself. ``start_text`` and
     ``end_text`` are embedded around each image block. ``video_as_pictures``: the frames of a video are written like
     pictures; otherwise they follow each other, as in a family whose videos have one place in the text.
+    ``template_file`` goes before ``template``, which the configuration names, before the checkpoint's own, before
+    ``default_template``.
     """
 
     folders: tuple[Path, ...]
@@ -50,6 +52,8 @@ class PromptRequest:
     context_tokens: int
     template_file: Path | None = None
     video_as_pictures: bool = False
+    template: str | None = None
+    default_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def export_prompt(request: PromptRequest) -> PromptExport:
     """Derives and proves the prompt group of a checkpoint. Raises ExportError that names what cannot be done."""
     tokenizer, tokenizer_json, image_id = _tokenizer(request)
     names = _special_names(request.folders)
-    template = read_template(request.template_file) if request.template_file else find_template(request.folders)
+    template = _template(request)
     reasons = []
     for style in STYLES:
         try:
@@ -76,6 +80,12 @@ def export_prompt(request: PromptRequest) -> PromptExport:
         return PromptExport(section, tokenizer_json, conversations)
     telling = [problem for problem in reasons if not isinstance(problem, StyleRefusedError)]
     raise (telling or reasons)[0]
+
+
+def _template(request: PromptRequest) -> str:
+    if request.template_file:
+        return read_template(request.template_file)
+    return request.template or find_template(request.folders, request.default_template)
 
 
 def _in_style(

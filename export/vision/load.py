@@ -7,15 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from models.checkpoint import rename_hf_llava
+from export.layouts.llava_original import projector_type, range_among_weights, range_file
+from models.checkpoint import rename_hf_llava, rename_original_llava
 from models.mosaic import MosaicProjector
 from models.nvila_config import LlavaConfig
-from models.projector import build_mm_projector, build_vision_projector
+from models.projector import RangeClip, build_mm_projector, build_vision_projector, read_range
 from models.s2_tower import build_vila_vision_tower
-from models.vision_tower import VisionTower, tower_class_named
+from models.vision_tower import CLIPVisionTower, VisionTower, tower_class_named
 from models.weights import load_strict, read_json
 
 
@@ -29,15 +31,29 @@ class VisionModules:
 
 def load_vision(checkpoint: Checkpoint) -> VisionModules:
     """Reads the weights of tower and projector alone. Raises ExportError, ValueError (unknown projector type)."""
-    load = _load_vila if checkpoint.family == "nvila" else _load_llava
-    tower, projector = load(checkpoint.root)
+    load = {"vila": _load_vila, "llava-hf": _load_llava_hf, "llava-original": _load_llava_original}[checkpoint.layout]
+    tower, projector = load(checkpoint)
+    if checkpoint.repeats > 1:
+        projector = nn.Sequential(_Repeated(checkpoint.repeats), projector)
     inner: Any = tower.vision_tower
     inner.set_attn_implementation("eager")  # fewer nodes than the fused operator's decomposition
     mosaic = MosaicProjector(projector, checkpoint.tiling.patches_per_side)
     return VisionModules(tower.float().eval(), mosaic.float().eval())
 
 
-def _load_vila(root: Path) -> tuple[VisionTower, nn.Module]:
+class _Repeated(nn.Module):
+    """The channels of a plain tile once for each scale of dynamic S²."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([features] * self._times, dim=-1)
+
+
+def _load_vila(checkpoint: Checkpoint) -> tuple[VisionTower, nn.Module]:
+    root = checkpoint.root
     config = LlavaConfig.from_directory(root)
     tower = build_vila_vision_tower(root / "vision_tower", config)
     if not config.hidden_size:
@@ -53,7 +69,8 @@ class _Holder(nn.Module):
         self.vision_tower, self.mm_projector = tower, projector
 
 
-def _load_llava(root: Path) -> tuple[VisionTower, nn.Module]:
+def _load_llava_hf(checkpoint: Checkpoint) -> tuple[VisionTower, nn.Module]:
+    root = checkpoint.root
     config = read_json(root / "config.json")
     described: dict[str, Any] = config["vision_config"]
     strategy = config.get("vision_feature_select_strategy", "default")
@@ -71,11 +88,45 @@ def _load_llava(root: Path) -> tuple[VisionTower, nn.Module]:
         )
     )
     holder = _Holder(tower, projector)
-    load_strict(holder, root, named="vision tower and projector", rename=_vision_name)
+    load_strict(holder, root, named="vision tower and projector", rename=_hf_name)
     return tower, projector
 
 
-def _vision_name(name: str) -> str | None:
+def _load_llava_original(checkpoint: Checkpoint) -> tuple[VisionTower, nn.Module]:
+    """The tower of its own folder, unless the checkpoint's weights hold a trained one; the projector is in these."""
+    root = checkpoint.root
+    config = read_json(root / "config.json")
+    select = SimpleNamespace(
+        mm_vision_select_layer=config["mm_vision_select_layer"],
+        mm_vision_select_feature=config.get("mm_vision_select_feature", "patch"),
+    )
+    tower = CLIPVisionTower(checkpoint.tower, select)
+    projector, may_lack = _original_projector(root, config, tower.feature_size)
+    holder = _Holder(tower, projector)
+    outside = frozenset(name for name in holder.state_dict() if name.startswith("vision_tower."))
+    load_strict(holder, root, named="projector", rename=_original_name, may_lack=outside | may_lack)
+    return tower, projector
+
+
+def _original_projector(root: Path, config: dict[str, Any], width: int) -> tuple[nn.Module, frozenset[str]]:
+    """The projector, and which of its tensors the weights may lack: linearclip's range, where a file has it."""
+    kind, hidden = projector_type(root / "config.json", config), int(config.get("hidden_size", 4096))
+    if kind != "linearclip":
+        sizes = SimpleNamespace(mm_projector_type=kind, mm_hidden_size=width, hidden_size=hidden)
+        return build_vision_projector(sizes), frozenset()
+    if range_among_weights(root):
+        return nn.Sequential(nn.Linear(width, hidden), RangeClip(torch.zeros(hidden), torch.zeros(hidden))), frozenset()
+    clip = RangeClip(*read_range(range_file(root, config)))
+    return nn.Sequential(nn.Linear(width, hidden), clip), frozenset({"mm_projector.1.min", "mm_projector.1.max"})
+
+
+def _hf_name(name: str) -> str | None:
     renamed = rename_hf_llava(name) or ""
+    inside = renamed.removeprefix("model.")
+    return inside if inside.startswith(("vision_tower.", "mm_projector.")) else None
+
+
+def _original_name(name: str) -> str | None:
+    renamed = rename_original_llava(name) or ""
     inside = renamed.removeprefix("model.")
     return inside if inside.startswith(("vision_tower.", "mm_projector.")) else None
