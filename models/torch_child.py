@@ -42,11 +42,17 @@ def main() -> int:
         content = torch.load(source, map_location="cpu", weights_only=True, mmap=True if zipped else None)
         _write(content, Path(request["target"]), int(request["result_bytes"]))
     except BaseException as problem:  # the parent makes a typed error of whatever it was
-        sys.stdout.write("\n" + json.dumps({"error": f"{type(problem).__name__}: {problem}"[:2000]}) + "\n")
+        sys.stdout.write("\n" + json.dumps({"error": f"{type(problem).__name__}: {_reason(problem)}"}) + "\n")
         if isinstance(problem, (Exception, RecursionError)):
             return 1
         raise
     return 0
+
+
+def _reason(problem: BaseException) -> str:
+    """One line; of torch's refusals the one that names what is refused, not the advice to switch the safety off."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [""]
+    return next((line for line in lines if "GLOBAL" in line), lines[0])[:1000]
 
 
 def _limit(request: dict[str, Any]) -> None:

@@ -111,8 +111,7 @@ def _run_child(source: Path, target: Path, limits: Limits) -> None:
             env=environment | {"OMP_NUM_THREADS": "1"},
             cwd=target.parent,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=60 + 4 * limits.cpu_s,
         )
     except subprocess.TimeoutExpired as error:
@@ -150,9 +149,7 @@ def _last_line(output: bytes) -> str:
         said = str(json.loads(lines[-1])["error"])
     except (IndexError, ValueError, KeyError, TypeError):
         return ""
-    # torch's first line advises to switch the safety off; the reason stands behind this mark
-    first = said.rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0]
-    return "".join(letter for letter in first if letter.isprintable())[:300].strip()
+    return "".join(letter for letter in said if letter.isprintable())[:300].strip()
 
 
 def _tail(output: bytes) -> str:
