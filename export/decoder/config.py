@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from export.decoder.rope import Rope, read_rope
 from runtime.errors import ExportError
 
 # What transformers assumes where a configuration is silent (LLaVA's text_config relies on it).
@@ -15,15 +15,21 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {"intermediate_size": 22016, "max_position_embeddings": 32768, "num_key_value_heads": 32},
 }
 COMMON = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6}
-FAMILIES = {"llama": "llama", "qwen2": "qwen2", "llava_llama": "llama", "llava_qwen": "qwen2", "llava_qwen2": "qwen2"}
-DEFAULT_THETA = 10000.0
+FAMILIES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "llava": "llama",  # LLaVA's own layout; transformers' has the decoder in text_config
+    "llava_llama": "llama",
+    "llava_qwen": "qwen2",
+    "llava_qwen2": "qwen2",
+}
 HEAD_DIM_STEP = 16
 SUPPORTED_HINT = "Llama and Qwen2 decoders can be exported"
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder's shape. ``rope_factor`` divides positions (linear scaling; 1 without)."""
+    """A decoder's shape."""
 
     family: str
     hidden: int
@@ -34,8 +40,7 @@ class DecoderConfig:
     ffn: int
     vocab: int | None
     max_position_embeddings: int
-    rope_theta: float
-    rope_factor: float
+    rope: Rope
     rms_eps: float
     qkv_bias: bool
     o_bias: bool
@@ -45,14 +50,14 @@ class DecoderConfig:
     @property
     def max_context(self) -> int:
         """Positions that the checkpoint was made for, linear scaling included."""
-        return int(self.max_position_embeddings * self.rope_factor)
+        return self.rope.context(self.max_position_embeddings)
 
 
 def decoder_config(config: Any, where: str) -> DecoderConfig:
     """Reads a parsed ``config.json`` (a causal LM's, or one with ``text_config``); ``where`` names it in messages.
 
-    Raises ExportError for another architecture, head sizes that are not a multiple of 16, RoPE other than plain or
-    linear, a partial rotation, an activation other than SiLU, and values out of range.
+    Raises ExportError for another architecture, head sizes that are not a multiple of 16, RoPE that
+    :func:`export.decoder.rope.read_rope` does not know, an activation other than SiLU, and values out of range.
     """
     if not isinstance(config, dict):
         raise ExportError(f"{where}: is not a table", hint=SUPPORTED_HINT)
@@ -69,7 +74,6 @@ def decoder_config(config: Any, where: str) -> DecoderConfig:
     head_dim = fields.count("head_dim", 1024, default=hidden // heads)
     _check_heads(where, heads, kv_heads, head_dim)
     _check_activation(where, config)
-    theta, factor = _rope(where, config)
     context = fields.count("max_position_embeddings", 1 << 24)
     _check_window(where, config, context)
     llama_bias = family == "llama" and bool(config.get("attention_bias"))
@@ -83,8 +87,7 @@ def decoder_config(config: Any, where: str) -> DecoderConfig:
         ffn=fields.count("intermediate_size", 1 << 20),
         vocab=config.get("vocab_size") if type(config.get("vocab_size")) is int else None,
         max_position_embeddings=context,
-        rope_theta=theta,
-        rope_factor=factor,
+        rope=read_rope(config, where),
         rms_eps=fields.real("rms_norm_eps", 0.0, 1.0),
         qkv_bias=family == "qwen2" or llama_bias,
         o_bias=llama_bias,
@@ -135,25 +138,3 @@ def _check_window(where: str, config: Mapping[str, Any], context: int) -> None:
     window = config.get("sliding_window")
     if sliding and isinstance(window, int) and window < context:
         raise ExportError(f"{where}: a sliding window of {window} positions is switched on", hint=SUPPORTED_HINT)
-
-
-def _rope(where: str, config: Mapping[str, Any]) -> tuple[float, float]:
-    """(theta, linear factor) from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling``."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        raise ExportError(f"{where}: RoPE parameters are {parameters!r}, expected a table", hint=SUPPORTED_HINT)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "dynamic":
-        kind = "dynamic (dynamic-NTK)"
-    if kind not in ("default", "linear"):
-        raise ExportError(f"{where}: RoPE of the type {kind}; plain and linear can be exported", hint=SUPPORTED_HINT)
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    if partial not in (1, None):
-        raise ExportError(f"{where}: partial_rotary_factor is {partial!r}, only 1 is known", hint=SUPPORTED_HINT)
-    theta = parameters.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
-    factor = parameters.get("factor", 1.0) if kind == "linear" else 1.0
-    for name, value, low in (("rope_theta", theta, 1.0), ("factor", factor, 1.0)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < low:
-            raise ExportError(f"{where}: {name} of RoPE is {value!r}, expected at least {low}", hint=SUPPORTED_HINT)
-    return float(theta), float(factor)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.decoder.checkpoint import DecoderCheckpoint
 from export.decoder.external_data import ExternalData
-from export.decoder.rope import rope_caches
+from export.decoder.rope import rope_tables
 from export.decoder.stored_linears import LinearStore, StoredLinear, finite
 
 MICROSOFT = "com.microsoft"
@@ -146,7 +146,7 @@ class DecoderGraph:
 
     def _constants(self) -> None:
         c = self._config
-        cos, sin = rope_caches(c.head_dim, c.rope_theta, c.rope_factor, self._max_seq_len)
+        cos, sin = rope_tables(c.rope.frequencies(c.head_dim), self._max_seq_len)
         self._external.add("rope.cos", cos)
         self._external.add("rope.sin", sin)
         for name, value in {

@@ -117,7 +117,7 @@ def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int, accuracy_lev
         "ffn": c.ffn,
         "vocab": checkpoint.vocab,
         "max_seq_len": max_seq_len,
-        "rope_theta": c.rope_theta,
+        "rope_theta": c.rope.theta,
         "rms_eps": c.rms_eps,
         "onnx": {"file": GRAPH, "data": DATA, "accuracy_level": accuracy_level},
         "token_embeds": {"file": TOKEN_EMBEDS, "dtype": "f16", "shape": [checkpoint.embed_rows, c.hidden]},

@@ -35,7 +35,7 @@ def test_a_silent_configuration_means_what_transformers_assumes(model_type: str)
     assert (ours.heads, ours.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     assert ours.rms_eps == theirs.rms_norm_eps
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
     assert ours.tied == theirs.tie_word_embeddings
 
 
@@ -44,26 +44,23 @@ def test_text_config_of_a_multimodal_checkpoint_is_used() -> None:
     assert config.hidden == 128
 
 
-def test_old_and_new_spellings_of_rope_agree() -> None:
-    old = {**Shape().config(), "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
-    del old["rope_parameters"]
-    new = changed(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})
-    for config in (decoder_config(old, "config.json"), decoder_config(new, "config.json")):
-        assert (config.rope_theta, config.rope_factor) == (5e5, 2.0)
-        assert config.max_context == 320
+def test_linear_scaling_stretches_the_context() -> None:
+    config = decoder_config(changed(rope_parameters={"rope_type": "linear", "factor": 2.0}), "config.json")
+    assert (config.rope.kind, config.max_context) == ("linear", 320)
+
+
+def test_llavas_own_layout_has_the_decoder_at_the_top() -> None:
+    for model_type in ("llava", "llava_llama"):
+        assert decoder_config(changed(model_type=model_type), "config.json").family == "llama"
+    assert decoder_config(changed(model_type="llava_qwen"), "config.json").family == "qwen2"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"head_dim": 40}, "head_dim is 40, the ONNX decoder needs a multiple of 16"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic-NTK"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "RoPE of the type llama3"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "RoPE of the type yarn"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor of RoPE is 0"),
-        ({"rope_parameters": {"rope_theta": float("inf")}}, "rope_theta of RoPE is inf"),
-        ({"rope_parameters": 3}, "expected a table"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
         ({"model_type": ["llama"]}, "model_type is"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
