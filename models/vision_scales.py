@@ -48,7 +48,7 @@ class ActivationScales:
     @property
     def layers(self) -> int:
         """How many encoder layers were measured."""
-        return len(self.maxima) // len(LINEARS)
+        return -(-len(self.maxima) // len(LINEARS))
 
     def smoothing(self, layer: int, norm: str, weight_maxima: F32, alpha: float | None = None) -> F32:
         """What the norm's output is divided by and the columns behind it multiplied with, f32 [C].

@@ -45,7 +45,10 @@ class ActivationMeter:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def measure(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen = arguments[0].detach().abs().flatten(0, -2).amax(0).float().cpu()
+            rows = arguments[0].detach().reshape(-1, arguments[0].shape[-1])
+            if not len(rows):
+                return
+            seen = rows.abs().amax(0).float().cpu()
             before = self.maxima.get(name)
             self.maxima[name] = seen if before is None else torch.maximum(before, seen)
 
