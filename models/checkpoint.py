@@ -16,17 +16,30 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 from transformers.initialization import no_init_weights
 
+from models.conversation import MEDIA_TOKENS
+from models.image_tokens import IM_END, IM_PATCH, IM_START
 from models.llava import LlavaLlamaConfig, LlavaLlamaForCausalLM
-from models.nvila import NVILAQwen2
+from models.nvila import load_vila
+from models.packed import load_packed, read_quantization
 from models.projector import build_vision_projector
 from models.tokenizer import read_tokenizer
-from models.vision_tower import tower_class_named, vision_weight_name
-from models.weights import default_dtype, load_strict, read_config, read_json
+from models.vision_tower import CLIPVisionTower, tower_class, tower_class_named, vision_weight_name
+from models.weights import (
+    Rename,
+    default_dtype,
+    model_directory,
+    read_config,
+    read_generation_config,
+    read_json,
+    tensors_of,
+    weight_files,
+)
 from runtime.errors import ExportError
 
 HF_LLAVA, ORIGINAL_LLAVA, NVILA = "hf-llava", "original-llava", "nvila"
 _FAMILIES = {HF_LLAVA: "llava", ORIGINAL_LLAVA: "llava", NVILA: "nvila"}
-_SUPPORTED = "LlavaForConditionalGeneration, LlavaLlamaForCausalLM and VILA's LlavaLlamaModel on Qwen2 are supported"
+_SUPPORTED = "LlavaForConditionalGeneration, LlavaLlamaForCausalLM and VILA's LlavaLlamaModel are supported"
+_TOWER_INSIDE = "model.vision_tower.vision_tower."
 _RENAMED = (
     # transformers 5 and 4.52+ in memory; the older names that transformers still writes to disk come second
     (re.compile(r"^(?:model\.)?vision_tower\.(.+)$"), "tower"),
@@ -36,8 +49,6 @@ _RENAMED = (
     (re.compile(r"^(?:model\.)?language_model\.model\.(.+)$"), r"model.\1"),
     (re.compile(r"^(?:model\.)?language_model\.lm_head\.(.+)$"), r"lm_head.\1"),
 )
-
-Model = LlavaLlamaForCausalLM | NVILAQwen2
 
 
 def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Any, str]:
@@ -49,10 +60,9 @@ def load_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32)
     directory = Path(path)
     layout = checkpoint_layout(directory)
     if layout == NVILA:
-        model: Any = NVILAQwen2.load_pretrained(directory, dtype=dtype)
+        model: Any = load_vila(directory, dtype)
     else:
         model = _load_hf(directory, dtype) if layout == HF_LLAVA else _load_original(directory, dtype)
-        model.tokenizer = read_tokenizer(directory)
     return model.eval(), _FAMILIES[layout]
 
 
@@ -83,16 +93,15 @@ def rename_hf_llava(name: str) -> str | None:
             if replacement != "tower":
                 return match.expand(replacement)
             inside = vision_weight_name(match[1])
-            return None if inside is None else f"model.vision_tower.vision_tower.{inside}"
+            return None if inside is None else _TOWER_INSIDE + inside
     return None if name.endswith("rotary_emb.inv_freq") else name
 
 
 def rename_original_llava(name: str) -> str | None:
     """The same for LLaVA's own layout, which may hold the tower's weights too."""
-    prefix = "model.vision_tower.vision_tower."
-    if name.startswith(prefix):
-        inside = vision_weight_name(name.removeprefix(prefix))
-        return None if inside is None else prefix + inside
+    if name.startswith(_TOWER_INSIDE):
+        inside = vision_weight_name(name.removeprefix(_TOWER_INSIDE))
+        return None if inside is None else _TOWER_INSIDE + inside
     return None if name.endswith("rotary_emb.inv_freq") else name
 
 
@@ -105,10 +114,20 @@ def _load_hf(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForCausalL
         processor = tower.processor_class.from_pretrained(_processor_directory(directory))
         model.model.vision_tower = tower.from_config(source.vision_config, config, processor)
         model.model.mm_projector = build_vision_projector(config)
-    load_strict(model, directory, named="model", rename=rename_hf_llava, may_lack=_tied(config))
+    _load_weights(model, directory, rename_hf_llava, _tied(config))
+    model.tokenizer = read_tokenizer(directory)
     _set_image_token(model, directory, source)
-    model.tie_weights()
     return model
+
+
+def _load_weights(model: LlavaLlamaForCausalLM, directory: Path, rename: Rename, may_lack: frozenset[str]) -> None:
+    found = read_quantization(directory)
+    packed = load_packed(model, directory, found.form, named="model", rename=rename, may_lack=may_lack)
+    model.quantization = "awq" if packed and found.form is None else found.method
+    model.head_bits = found.head_bits
+    model.tie_weights()
+    if generation := read_generation_config(directory):
+        model.generation_config = generation
 
 
 def _hf_config(source: Any, directory: Path) -> LlavaLlamaConfig:
@@ -139,9 +158,8 @@ def _hf_config(source: Any, directory: Path) -> LlavaLlamaConfig:
 
 
 def _set_image_token(model: LlavaLlamaForCausalLM, directory: Path, source: Any) -> None:
-    tokenizer = read_tokenizer(directory)
     index = getattr(source, "image_token_id", None)
-    token = tokenizer.convert_ids_to_tokens(index if index is not None else source.image_token_index)
+    token = model.tokenizer.convert_ids_to_tokens(index if index is not None else source.image_token_index)
     if token is None:
         raise ExportError(f"{directory}: the tokenizer has no token {source.image_token_index}, the image token")
     model.image_token = str(token)
@@ -151,26 +169,51 @@ def _load_original(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForC
     raw = read_json(directory / "config.json")
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
     config = LlavaLlamaConfig(**fields)
-    tower_name = _local_tower(directory, getattr(config, "mm_vision_tower", None))
-    config.mm_vision_tower = str(tower_name)
+    tower = _local_tower(directory, getattr(config, "mm_vision_tower", None))
+    config.mm_vision_tower = str(tower)
     with no_init_weights(), default_dtype(dtype or _dtype_of(config)):
         model = LlavaLlamaForCausalLM(config)
-    tower: Any = model.get_vision_tower()
-    tower.load_model()
-    optional = frozenset(name for name in model.state_dict() if name.startswith("model.vision_tower."))
-    load_strict(model, directory, named="model", rename=rename_original_llava, may_lack=_tied(config) | optional)
-    model.tie_weights()
+        if any(name.startswith(_TOWER_INSIDE) for name in tensors_of(weight_files(directory))):
+            processor = CLIPVisionTower.processor_class.from_pretrained(_processor_directory(tower))
+            vision = read_config(tower, CLIPVisionTower.config_class)
+            model.model.vision_tower = CLIPVisionTower.from_config(vision, config, processor)
+    loaded: Any = model.get_vision_tower()
+    beside = frozenset[str]()
+    if not loaded.is_loaded:
+        loaded.load_model()
+        beside = frozenset(name for name in model.state_dict() if name.startswith(_TOWER_INSIDE))
+    _load_weights(model, directory, rename_original_llava, _tied(config) | beside)
+    model.tokenizer = original_tokenizer(directory, config)
     return model.to(dtype) if dtype else model
 
 
-def _local_tower(directory: Path, name: str | None) -> str | Path:
+def original_tokenizer(directory: Path, config: Any) -> Any:
+    """The tokenizer of a LLaVA in its authors' layout, with ``<image>``, which they never store: it stands for a place.
+
+    Raises ExportError when one of the tokens that the configuration wraps images in is missing.
+    """
+    tokenizer = read_tokenizer(directory)
+    wanted = [IM_PATCH] if getattr(config, "mm_use_im_patch_token", False) else []
+    wanted += [IM_START, IM_END] if getattr(config, "mm_use_im_start_end", False) else []
+    known = tokenizer.get_vocab()
+    if missing := [token for token in wanted if token not in known]:
+        raise ExportError(
+            f"{directory}: config.json asks for {missing[0]}, which the tokenizer does not have",
+            hint="copy the tokenizer's files again, added_tokens.json included",
+        )
+    tokenizer.add_tokens([MEDIA_TOKENS["image"]], special_tokens=True)
+    return tokenizer
+
+
+def _local_tower(directory: Path, name: str | None) -> Path:
     """The tower's directory: inside the checkpoint when it lies there, else the name (a path or in the local cache)."""
-    for candidate in (name, "vision_tower", Path(str(name)).name):
-        if candidate and (directory / candidate / "config.json").is_file():
-            return directory / candidate
     if name is None:
         raise ExportError(f"{directory}/config.json names no mm_vision_tower")
-    return name
+    inside = [directory / part for part in (name, "vision_tower", Path(name).name) if part]
+    tower = next((place for place in inside if (place / "config.json").is_file()), None) or model_directory(name)
+    if not issubclass(tower_class(tower), CLIPVisionTower):
+        raise ExportError(f"{directory}: mm_vision_tower {name} is no CLIP", hint="CLIP towers are supported here")
+    return tower
 
 
 def _processor_directory(directory: Path) -> Path:

@@ -183,6 +183,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM, AnswersPromp
     config_class = LlavaLlamaConfig
     tokenizer: Any = None
     image_token: str = "<image>"
+    quantization: str = "none"  # what chose the integers of packed linears; see models.packed
 
     def __init__(self, config: LlavaLlamaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)

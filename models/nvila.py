@@ -1,6 +1,7 @@
-"""NVILA: SigLIP with tiles or dynamic S², a downsampling projector and Qwen2.
+"""VILA and NVILA: a vision tower with tiles or S², a projector, and a Llama or Qwen2 decoder.
 
-The mixins are in ``models.nvila_model`` and ``models.nvila_generation``; ``NVILAQwen2`` is the concrete model.
+The mixins are in ``models.nvila_model`` and ``models.nvila_generation``; ``NVILAQwen2`` and ``VilaLlama`` are the
+concrete models.
 """
 
 from __future__ import annotations
@@ -11,19 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
-from transformers.initialization import no_init_weights
 
 from models.encoders import BasicImageEncoder, BasicVideoEncoder, TSPVideoEncoder
-from models.int4 import quantized_decoder
+from models.int4 import Int4Linear, quantized_decoder
 from models.nvila_bench import measure, report
 from models.nvila_config import LlavaConfig, get_model_config, parse_dtype
+from models.nvila_decoder import decoder_kind, load_decoder
 from models.nvila_generation import LlavaMetaForCausalLM
 from models.nvila_model import LlavaMetaModel
 from models.nvila_stream import StreamState
 from models.prompts import Prompt
-from models.weights import default_dtype, load_strict, read_config
-from runtime.errors import ExportError, UsageError
+from runtime.errors import ExportError, PromptError, UsageError
 
 __all__ = [
     "BasicImageEncoder",
@@ -33,59 +32,72 @@ __all__ = [
     "LlavaMetaModel",
     "NVILAQwen2",
     "TSPVideoEncoder",
+    "VilaLlama",
+    "VilaModel",
     "get_model_config",
+    "load_vila",
 ]
 _logger = logging.getLogger(__name__)
 
 
-class NVILAQwen2(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
-    """NVILA on Qwen2, from a configuration whose parts are on disk (``load_pretrained``).
+class VilaModel(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
+    """VILA and NVILA from a configuration whose parts are on disk (``load_pretrained``), whatever their decoder.
 
     ``llm=False`` leaves the decoder out; the caller installs one as ``llm``. ``quantization`` says what
-    ``quant_llm=True`` runs on: "none" until int4 weights are made, then "rtn".
+    ``quant_llm=True`` runs on: "awq" (or "gptq", "compressed-tensors") on a checkpoint that holds integers, "none"
+    until int4 weights are made, then "rtn". ``head_bits``: those of the int4 head, as the exporter stores it.
     """
+
+    decoder_kind: str
 
     def __init__(self, config: LlavaConfig, llm: bool = True) -> None:
         super().__init__()
         self.config = config
         self.is_loaded = False
         self.quantization = "none"
+        self.head_bits = 4
+        self._group_size = 128
         self._int4: list[Any] = []  # in a list, so that it is no submodule: its tensors are made, not stored
+        self._without_full = ""  # why there are no full weights
         self._stream = StreamState()
         self.init_vlm(config)
-        dtype = parse_dtype(config.model_dtype)
-        self.llm = _load_llm(Path(self.llm_cfg), len(self.tokenizer), dtype) if llm else None
+        self.llm = self._load_llm(Path(self.llm_cfg), parse_dtype(config.model_dtype)) if llm else None
         self.post_config()
         self.eval()
 
     def decoder(self, quant_llm: bool) -> Any:
-        """The causal language model on int4 weights (made by round to nearest on first use) or on the full ones."""
-        if quant_llm and not self._int4:
-            if self.llm is None:
-                raise UsageError("the model has no decoder", hint="load it with llm=True")
-            self._int4.append(quantized_decoder(self.llm))
-            self.quantization = "rtn"
-        if quant_llm:
-            return self._int4[0]
+        """The causal language model on integer weights (made by round to nearest on first use) or on the full ones.
+
+        Where there are integers alone, False gives them too and says so once: they are what the weights are.
+        """
         if self.llm is None:
-            if not self._int4:
-                raise UsageError("the model has no decoder", hint="load it with llm=True")
-            _logger.warning("the full weights were released: quant_llm=False runs on the dequantised int4 weights")
-            return self._int4[0]
+            raise UsageError("the model has no decoder", hint="load it with llm=True")
+        if quant_llm:
+            return self._integers()
+        if self._without_full:
+            _logger.warning("%s: quant_llm=False runs on the dequantised integer weights", self._without_full)
+            self._without_full = ""
         return self.llm
 
-    def release_full_weights(self) -> None:
-        """Keep the int4 weights alone; embeddings, norms and biases stay as they are."""
-        self.decoder(True)
-        self.llm = None
+    def _integers(self) -> Any:
+        if not self._int4:
+            self._int4.append(quantized_decoder(self.llm, self._group_size, self.head_bits))
+            if self.quantization == "none":
+                self.quantization = "rtn"
+        return self._int4[0]
 
-    def get_llm(self) -> Any:
-        """The causal language model: the full one, or the int4 one after ``release_full_weights``."""
-        return self.llm if self.llm is not None else (self._int4[0] if self._int4 else None)
+    def release_full_weights(self) -> None:
+        """Keep the integer weights alone; embeddings, norms and biases stay as they are."""
+        self.llm = self.decoder(True)
+        self._stream = StreamState()  # the cache may be the full decoder's, and holds on to it
+        self._without_full = "the full weights were released"
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Rows of the token table [.., D]."""
-        rows: Tensor = self.get_llm().get_input_embeddings()(ids)
+        """Rows of the token table [.., D]. Raises PromptError for an id that it does not have."""
+        table = self.get_llm().get_input_embeddings()
+        if ids.numel() and int(ids.max()) >= table.num_embeddings:
+            raise PromptError(f"token {int(ids.max())} is beyond the decoder's {table.num_embeddings} embeddings")
+        rows: Tensor = table(ids)
         return rows
 
     @property
@@ -96,30 +108,46 @@ class NVILAQwen2(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
     def dtype(self) -> torch.dtype:
         return self.vision_tower.dtype
 
-    def _apply(self, fn: Any, recurse: bool = True) -> NVILAQwen2:
+    def _apply(self, fn: Any, recurse: bool = True) -> VilaModel:
         super()._apply(fn, recurse)
         for twin in self._int4:
-            twin._apply(fn)
+            if twin is not self.llm:
+                twin._apply(fn)
         return self
 
     def benchmark(self, prompt: Prompt, quant_llm: bool = True) -> None:
         """Print one table of vision, prefill and decode times (median and spread) for a prompt, and log it as JSON."""
         report(measure(self, prompt, quant_llm))
 
-
-def _load_llm(directory: Path, tokens: int, dtype: torch.dtype) -> Any:
-    config = read_config(directory, AutoConfig)
-    if not isinstance(config, Qwen2Config):
-        raise ExportError(f"{directory}: a decoder of type {config.model_type!r}", hint="Qwen2 decoders are supported")
-    with no_init_weights(), default_dtype(dtype):
-        llm = Qwen2ForCausalLM(config)
-    tied = frozenset({"lm_head.weight"}) if config.tie_word_embeddings else frozenset()
-    load_strict(llm, directory, named="decoder", may_lack=tied, rename=_decoder_name)
-    llm.tie_weights()
-    if tokens > llm.get_input_embeddings().weight.shape[0]:
-        llm.resize_token_embeddings(tokens, mean_resizing=False)
-    return llm.eval()
+    def _load_llm(self, directory: Path, dtype: torch.dtype) -> Any:
+        if (kind := decoder_kind(directory)) != self.decoder_kind:
+            other = MODELS[kind].__name__
+            raise ExportError(f"{directory}: a decoder of type {kind!r}", hint=f"{other} loads it, or load_checkpoint")
+        llm, found = load_decoder(directory, dtype)
+        self.quantization, self.head_bits = found.method, found.head_bits
+        if found.method != "none":
+            self._without_full = f"{directory} holds integer weights alone"
+            self._group_size = next(m.group_size for m in llm.modules() if isinstance(m, Int4Linear))
+        return llm
 
 
-def _decoder_name(name: str) -> str | None:
-    return None if name.endswith("rotary_emb.inv_freq") else name
+class NVILAQwen2(VilaModel):
+    """NVILA: SigLIP with tiles or dynamic S², a downsampling projector and Qwen2."""
+
+    decoder_kind = "qwen2"
+
+
+class VilaLlama(VilaModel):
+    """VILA-1.5: SigLIP or CLIP, ``mlp_downsample`` or ``mlp2x_gelu``, and Llama."""
+
+    decoder_kind = "llama"
+
+
+MODELS: dict[str, type[VilaModel]] = {model.decoder_kind: model for model in (NVILAQwen2, VilaLlama)}
+
+
+def load_vila(directory: Path, dtype: torch.dtype | None = None) -> VilaModel:
+    """The model of a three-folder checkpoint, its class decided by its decoder. Raises ExportError."""
+    config = LlavaConfig.from_directory(directory)
+    model: VilaModel = MODELS[decoder_kind(Path(get_model_config(config)[0]))].load_pretrained(config, dtype=dtype)
+    return model

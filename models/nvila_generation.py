@@ -194,7 +194,7 @@ class LlavaMetaForCausalLM(ABC):
     @property
     def default_generation_config(self) -> GenerationConfig:
         """The decoder's own, completed with the tokenizer's ends and length; a fresh copy each time."""
-        return self._completed(self.decoder(False).generation_config)
+        return self._completed(self.get_llm().generation_config)  # type: ignore[attr-defined]
 
     def _completed(self, config: GenerationConfig) -> GenerationConfig:
         return complete_generation_config(config, self.tokenizer, self.tokenizer.stop_token_ids)

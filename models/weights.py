@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from runtime.errors import ExportError
 
@@ -53,7 +54,8 @@ def weight_files(directory: Path) -> list[Path]:
                     f"{file} is missing: {index.name} names {len(files)} shards", hint="copy the missing shard"
                 )
     else:
-        files = sorted(directory.glob("*.safetensors"))
+        single = directory / "model.safetensors"  # beside it may lie a range or an adapter
+        files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
     if files:
         return files
     pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
@@ -222,3 +224,13 @@ def read_config(directory: Path, config_class: Any) -> Any:
         return config_class.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ExportError(f"{directory}/config.json is refused by transformers: {error}") from error
+
+
+def read_generation_config(directory: Path) -> GenerationConfig | None:
+    """The generation_config.json of a folder, None where there is none. Raises ExportError for a damaged one."""
+    if not (directory / "generation_config.json").is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ExportError(f"{directory}/generation_config.json is refused by transformers: {error}") from error

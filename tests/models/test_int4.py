@@ -80,7 +80,6 @@ def test_released_full_weights_leave_the_int4_ones_answering(checkpoints, caplog
     ids, media, config = model.prepare_prompt([picture(40, 40), "q"])
     before = model.generate(ids, media, config, max_new_tokens=4, do_sample=False)
     model.release_full_weights()
-    assert model.llm is None
     assert torch.equal(model.generate(ids, media, config, max_new_tokens=4, do_sample=False), before)
     with caplog.at_level(logging.WARNING):
         again = model.generate(ids, media, config, quant_llm=False, max_new_tokens=4, do_sample=False)
