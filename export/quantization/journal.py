@@ -95,7 +95,7 @@ def open_journal(out: Path, describes: Mapping[str, Any], force: bool) -> Iterat
     dropped with ``force``. One process at a time holds it.
     """
     folder = partial_folder(out)
-    if force and folder.is_dir() and _difference(folder, describes):
+    if force and (folder / _NAME).is_file() and _difference(folder, describes):
         with _locked(folder):
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
