@@ -8,11 +8,21 @@ from typing import Any
 from export.decoder.weight_files import WeightFiles
 from export.image_processor import read_image_processor
 from export.layouts.description import Checkpoint, PromptConvention
-from export.layouts.reading import TowerConfig, is_mlp, layer_count, one_tile, read_config, setting_files, weight_paths
+from export.layouts.reading import (
+    TowerConfig,
+    added_tokens,
+    is_mlp,
+    layer_count,
+    one_tile,
+    read_config,
+    setting_files,
+    weight_paths,
+)
 from models.chat_templates import VICUNA_V1
 from runtime.errors import ExportError
 
 PROJECTORS = ("linear", "mlp{N}x_gelu", "identity", "linearclip")
+TOWER = "model.vision_tower.vision_tower."
 RANGE = ("model.mm_projector.1.min", "model.mm_projector.1.max")
 _PUBLISHERS = ("openai", "laion")
 # Kept apart by the published code: a picture as one padded or squeezed square.
@@ -32,8 +42,9 @@ def read_llava_original(root: Path, config: dict[str, Any]) -> Checkpoint:
     tower.check_side(processor.tile_px, folder)
     mode = "pad" if config.get("image_aspect_ratio") == "pad" else processor.mode
     class_tokens = _FEATURES[config.get("mm_vision_select_feature", "patch")]
-    marked = bool(config.get("mm_use_im_start_end"))
-    weights, seen = weight_paths(root), (folder / "config.json", *weight_paths(folder))
+    marked = _marked(root, config)
+    weights, apart = weight_paths(root), () if tower_among_weights(root) else weight_paths(folder)
+    seen = (folder / "config.json", *apart)
     limits = (range_file(root, config),) if kind == "linearclip" and not range_among_weights(root) else ()
     return Checkpoint(
         root=root,
@@ -72,6 +83,19 @@ def _refuse_unknown(where: Path, config: dict[str, Any]) -> None:
         raise ExportError(f"{where}: mm_vision_select_feature is {feature!r}", hint="patch or cls_patch")
     if type(layer) is not int and not (isinstance(layer, list) and layer and all(type(item) is int for item in layer)):
         raise ExportError(f"{where}: mm_vision_select_layer is {layer!r}", hint="a hidden state's index, usually -2")
+
+
+def _marked(root: Path, config: dict[str, Any]) -> bool:
+    """Whether each picture stands between <im_start> and <im_end>, which the tokenizer must then have."""
+    if not config.get("mm_use_im_start_end"):
+        return False
+    for token in (_START, _END):
+        if token not in added_tokens(root):
+            raise ExportError(
+                f"{root}: mm_use_im_start_end is set and the tokenizer has no token {token}",
+                hint="copy the tokenizer's files again, added_tokens.json included",
+            )
+    return True
 
 
 def projector_type(where: Path, config: dict[str, Any]) -> str:
@@ -119,6 +143,12 @@ def _clip(folder: Path) -> TowerConfig:
     if not tower.class_tokens:
         raise ExportError(f"{path}: a SigLIP tower with LLaVA's own layout", hint="CLIP towers can be exported with it")
     return tower
+
+
+def tower_among_weights(root: Path) -> bool:
+    """Whether the checkpoint's weights hold the tower too, as they do when it was trained."""
+    with WeightFiles(root) as files:
+        return any(name.startswith(TOWER) for name in files.names())
 
 
 def range_among_weights(root: Path) -> bool:

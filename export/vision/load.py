@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from export.layouts.llava_original import projector_type, range_among_weights, range_file
+from export.layouts.llava_original import projector_type, range_among_weights, range_file, tower_among_weights
 from models.checkpoint import rename_hf_llava, rename_original_llava
 from models.mosaic import MosaicProjector
 from models.nvila_config import LlavaConfig
 from models.projector import RangeClip, build_mm_projector, build_vision_projector, read_range
 from models.s2_tower import build_vila_vision_tower
 from models.vision_tower import CLIPVisionTower, VisionTower, tower_class_named
-from models.weights import load_strict, read_json
+from models.weights import load_strict, read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,24 @@ def _load_llava_hf(checkpoint: Checkpoint) -> tuple[VisionTower, nn.Module]:
 
 
 def _load_llava_original(checkpoint: Checkpoint) -> tuple[VisionTower, nn.Module]:
-    """The tower of its own folder, unless the checkpoint's weights hold a trained one; the projector is in these."""
+    """The tower of its own folder, or a trained one among the checkpoint's weights, as the projector always is."""
     root = checkpoint.root
     config = read_json(root / "config.json")
     select = SimpleNamespace(
         mm_vision_select_layer=config["mm_vision_select_layer"],
         mm_vision_select_feature=config.get("mm_vision_select_feature", "patch"),
     )
-    tower = CLIPVisionTower(checkpoint.tower, select)
+    inside = tower_among_weights(root)
+    if inside:
+        shape = read_config(checkpoint.tower, CLIPVisionTower.config_class)
+        tower: VisionTower = CLIPVisionTower.from_config(shape, select)
+    else:
+        tower = CLIPVisionTower(checkpoint.tower, select)
     projector, may_lack = _original_projector(root, config, tower.feature_size)
     holder = _Holder(tower, projector)
-    outside = frozenset(name for name in holder.state_dict() if name.startswith("vision_tower."))
-    load_strict(holder, root, named="projector", rename=_original_name, may_lack=outside | may_lack)
+    if not inside:
+        may_lack |= {name for name in holder.state_dict() if name.startswith("vision_tower.")}
+    load_strict(holder, root, named="vision tower and projector", rename=_original_name, may_lack=may_lack)
     return tower, projector
 
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -31,7 +33,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from models.projector import MultimodalProjector
+from models.projector import MultimodalProjector, build_vision_projector
 
 PARTS_MACRO = (
     "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
@@ -150,18 +152,24 @@ def write_nvila(
     model_max_length: int = 2048,
     tower_width: int = 18,
     template: str = CHATML,
+    llama: bool = False,
+    static: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """An NVILA in three folders: SigLIP (or CLIP), a VILA projector, Qwen2. ``scales`` None: no dynamic S².
+    """An NVILA in three folders: SigLIP (or CLIP), a VILA projector, Qwen2. ``scales`` None: no S².
 
     ``aspect`` is ``image_aspect_ratio``; by default "dynamic_s2" with scales and "dynamic" without. ``tile_px /
-    patch_px`` gives the patches of a side: 4 as it stands, an odd number for odd grids.
+    patch_px`` gives the patches of a side: 4 as it stands, an odd number for odd grids. ``static``: static S² of
+    whole pictures instead of dynamic S². ``llama``: VILA-1.5's decoder and tokens; its tokenizer brings no template.
     """
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(template, CHATML_SPECIALS, max_length=model_max_length)
+    if llama:
+        tokenizer = byte_tokenizer("", VICUNA_SPECIALS[:3], max_length=model_max_length)
     tokenizer.save_pretrained(directory / "llm")
-    llm = Qwen2ForCausalLM(
-        Qwen2Config(
+    decoder, shape = (LlamaForCausalLM, LlamaConfig) if llama else (Qwen2ForCausalLM, Qwen2Config)
+    llm = decoder(
+        shape(
             vocab_size=len(tokenizer) + 2,
             hidden_size=hidden,
             intermediate_size=2 * hidden,
@@ -172,7 +180,7 @@ def write_nvila(
             tie_word_embeddings=tied,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
+            bos_token_id=tokenizer.bos_token_id,
         )
     )
     _spread(llm)
@@ -195,10 +203,80 @@ def write_nvila(
         "max_tiles": max_tiles,
         "num_video_frames": 4,
     }
+    if scales and static:
+        config |= {"image_aspect_ratio": aspect or "resize", "s2": True}
     if scales:
-        config |= {"dynamic_s2": True, "s2_scales": ",".join(map(str, scales)), "s2_max_split_size": tile_px}
+        config |= {"dynamic_s2": not static, "s2_scales": ",".join(map(str, scales)), "s2_max_split_size": tile_px}
         config["s2_resize_output_to_scale_idx"] = resize_output_to_scale_idx
     _write_json(directory / "config.json", config | (extra or {}))
+    return directory
+
+
+def write_original_llava(
+    directory: Path,
+    *,
+    seed: int = 0,
+    projector: str = "mlp2x_gelu",
+    tower: str = "vision_tower",
+    select_feature: str = "patch",
+    select_layer: int | list[int] = -2,
+    aspect: str | None = None,
+    marked: bool = False,
+    hidden: int = 64,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """A LLaVA as its authors publish it: CLIP in the folder ``tower``, projector and Llama in one file.
+
+    The tokenizer has neither ``<image>`` nor a chat template; ``marked`` adds <im_start> and <im_end>. linearclip's
+    range is among the weights and in emb_min_max.safetensors.
+    """
+    torch.manual_seed(seed)
+    width = 32
+    (directory / tower).parent.mkdir(parents=True, exist_ok=True)
+    _write_tower(directory / tower, 28, 7, width, clip=True)
+    tokenizer = byte_tokenizer("", VICUNA_SPECIALS[:3] + (("<im_start>", "<im_end>") if marked else ()))
+    width *= 1 if isinstance(select_layer, int) else len(select_layer)
+    hidden = width if projector == "identity" else hidden
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    _spread(llama)
+    llama.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    limits = {"min": -torch.rand(hidden), "max": torch.rand(hidden)}
+    save_file(limits, directory / "emb_min_max.safetensors")
+    sizes = SimpleNamespace(mm_projector_type=projector, mm_hidden_size=width, hidden_size=hidden)
+    sizes.min_max_range_path = str(directory / "emb_min_max.safetensors")
+    layers = build_vision_projector(sizes)
+    _spread(layers)
+    state = {f"model.mm_projector.{name}": tensor for name, tensor in layers.state_dict().items()}
+    save_file(load_file(directory / "model.safetensors") | state, directory / "model.safetensors", {"format": "pt"})
+    fields = json.loads((directory / "config.json").read_text())
+    fields |= {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "mm_vision_tower": str(directory / tower) if Path(tower).is_absolute() else tower,
+        "mm_vision_select_layer": select_layer,
+        "mm_vision_select_feature": select_feature,
+        "mm_projector_type": projector,
+        "mm_hidden_size": width,
+        "mm_use_im_start_end": marked,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": aspect,
+        "min_max_range_path": sizes.min_max_range_path,
+    }
+    _write_json(directory / "config.json", fields | (extra or {}))
     return directory
 
 
