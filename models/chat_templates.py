@@ -38,8 +38,16 @@ LLAMA_3 = (
     "+ message['content'] + '<|eot_id|>' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"
 )
-TEMPLATES = {"qwen2": QWEN2, "vicuna_v1": VICUNA_V1, "llama_3": LLAMA_3}
-_LLAMA_3_TOKEN = "<|start_header_id|>"
+# VILA1.5-40B.
+HERMES_2 = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\\nAnswer the questions.<|im_end|>' }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+TEMPLATES = {"qwen2": QWEN2, "vicuna_v1": VICUNA_V1, "v1": VICUNA_V1, "llama_3": LLAMA_3, "hermes-2": HERMES_2}
+_LLAMA_3_TOKEN, _HERMES_2_TOKEN = "<|start_header_id|>", "<|im_start|>"
 
 
 def named_template(name: str) -> str:
@@ -52,8 +60,11 @@ def named_template(name: str) -> str:
 def default_template(decoder: str, tokens: Container[str]) -> str:
     """What a decoder of the type ``decoder`` ("llama", "qwen2") was trained on where its tokenizer brings no template.
 
-    ``tokens``: those added to its tokenizer; Llama 3's headers among them tell it from Vicuna.
+    ``tokens``: those added to its tokenizer; Llama 3's headers and Hermes's marks among them tell these
+    from Vicuna.
     """
     if decoder != "llama":
         return QWEN2
-    return LLAMA_3 if _LLAMA_3_TOKEN in tokens else VICUNA_V1
+    if _LLAMA_3_TOKEN in tokens:
+        return LLAMA_3
+    return HERMES_2 if _HERMES_2_TOKEN in tokens else VICUNA_V1

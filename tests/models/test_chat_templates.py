@@ -32,7 +32,12 @@ EXPECTED = {
         "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\na {{ b }}<|im_end|>\n"
         "<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\nd<|im_end|>\n<|im_start|>assistant\n"
     ),
+    "hermes-2": (
+        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\na {{ b }}<|im_end|>"
+        "<|im_start|>assistant\nc<|im_end|><|im_start|>user\nd<|im_end|><|im_start|>assistant\n"
+    ),
 }
+EXPECTED["v1"] = EXPECTED["vicuna_v1"]
 
 
 def rendered(name: str, messages: list[dict[str, str]]) -> str:
@@ -50,6 +55,7 @@ def test_system_message_takes_the_place_of_the_usual_one(name: str) -> None:
     assert written.count("S.") == 1
     assert "assistant gives" not in written
     assert "You are a helpful" not in written
+    assert "Answer the questions" not in written
     assert written.endswith(rendered(name, TURNS)[-30:])
 
 
@@ -57,5 +63,6 @@ def test_decoder_and_its_tokens_decide_the_template() -> None:
     assert default_template("qwen2", ()) == TEMPLATES["qwen2"]
     assert default_template("llama", ("<s>", "</s>")) == TEMPLATES["vicuna_v1"]
     assert default_template("llama", {"<|start_header_id|>": 128006}) == TEMPLATES["llama_3"]
+    assert default_template("llama", {"<|im_start|>": 6}) == TEMPLATES["hermes-2"]
     with pytest.raises(ExportError, match="unknown chat_template 'mistral'"):
         named_template("mistral")

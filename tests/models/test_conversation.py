@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.chat_templates import named_template
 from models.conversation import (
     MediaPart,
     Turn,
@@ -17,7 +18,7 @@ from models.conversation import (
     tokenize_turns,
     tokenizer_image_token,
 )
-from models.nvila_tokenizer import build_tokenizer, named_template, rope_scaling_for
+from models.nvila_tokenizer import build_tokenizer, rope_scaling_for
 from runtime.errors import ExportError, PromptError
 from tests.models.tiny import CHATML, CHATML_SPECIALS, VICUNA, VICUNA_SPECIALS, byte_tokenizer
 
