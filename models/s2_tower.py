@@ -48,11 +48,31 @@ class _Scaled(VisionTower):
 
     def load_model(self) -> None:
         super().load_model()
+        self._check_pieces()
         side = self.processed_side
         size = {"height": side, "width": side}
         self.image_processor.size = size
         if getattr(self.image_processor, "crop_size", None) is not None:
             self.image_processor.crop_size = size
+
+    def _check_pieces(self) -> None:
+        """What reaches the tower must be of its own size, and the chosen scale must exist."""
+        taken, count = int(self.config.image_size), len(self.scales)
+        for scale, piece in self._pieces().items():
+            if piece != taken:
+                raise ExportError(
+                    f"s2_scales {self.scales}: {scale} px is cut into pieces of {piece:g} px, the tower takes {taken}",
+                    hint=f"scales that are multiples of {taken}",
+                )
+        if not -count <= self.resize_output_to_scale_idx < count:
+            raise ExportError(
+                f"s2_resize_output_to_scale_idx is {self.resize_output_to_scale_idx} for {count} scales",
+                hint=f"from {-count} to {count - 1}",
+            )
+
+    def _pieces(self) -> dict[int, float]:
+        """Side in px of the squares that each scale, given in px, reaches the tower in."""
+        return {scale: self.scales[0] if scale % self.scales[0] == 0 else scale for scale in self.scales}
 
     @property
     def processed_side(self) -> int:
@@ -103,6 +123,9 @@ class _StaticS2(_Scaled):
             taken = taken + board.shape[0]
         size = self.num_patches_per_side
         return torch.cat([_averaged(m, size) for m in maps], dim=1).flatten(2).transpose(1, 2)
+
+    def _pieces(self) -> dict[int, float]:
+        return {scale: scale / self._splits(scale) for scale in self.scales}
 
     def _splits(self, side: int) -> int:
         """Pieces along one side of the picture at ``side`` px."""

@@ -124,8 +124,10 @@ def processor_tile_px(processor: Any) -> int:
 def llava_tiling_spec(model: Any) -> TilingSpec:
     """How a LLaVA model takes pictures: padded when the configuration says so, else as its processor does it."""
     tower = model.get_vision_tower()
-    processor = tower.image_processor
-    mode = "pad" if getattr(model.config, "image_aspect_ratio", None) == "pad" else processor_mode(processor)
+    processor, aspect = tower.image_processor, getattr(model.config, "image_aspect_ratio", None)
+    if aspect not in (None, "", "square", "pad"):
+        raise ExportError(f"image_aspect_ratio is {aspect!r}", hint="square and pad are supported")
+    mode = "pad" if aspect == "pad" else processor_mode(processor)
     keeps_class = tower.select_feature == "cls_patch"
     return TilingSpec(
         mode,
@@ -139,12 +141,13 @@ def llava_tiling_spec(model: Any) -> TilingSpec:
 
 
 def processor_mode(processor: Any) -> str:
-    """ "crop" for a processor that cuts the centre, else "resize"."""
-    return "crop" if getattr(processor, "do_center_crop", False) else "resize"
+    """ "crop" for a processor that cuts the centre of what it resized by its shortest edge, else "resize"."""
+    cuts = getattr(processor, "do_center_crop", False) and _side(processor.size, "shortest_edge") is not None
+    return "crop" if cuts else "resize"
 
 
 def _checked_tile_px(tower: Any) -> int:
-    tile_px, expected = processor_tile_px(tower.image_processor), int(tower.config.image_size)
+    tile_px, expected = processor_tile_px(tower.image_processor), int(tower.processed_side)
     if tile_px != expected:
         raise ExportError(
             f"the image processor makes tiles of {tile_px} px, the vision tower takes {expected}",

@@ -187,6 +187,11 @@ class VisionTower(nn.Module):
         return self.hidden_size * (1 if isinstance(self.select_layer, int) else len(self.select_layer))
 
     @property
+    def processed_side(self) -> int:
+        """Side in px of the squares that ``forward`` takes."""
+        return int(self.config.image_size)
+
+    @property
     def num_patches_per_side(self) -> int:
         return int(self.config.image_size // self.config.patch_size)
 

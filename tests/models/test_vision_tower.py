@@ -215,6 +215,29 @@ def test_static_s2_equals_its_definition(siglip_directory: Path, index: int) -> 
     torch.testing.assert_close(tower(pictures), torch.cat(maps, 1).flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"dynamic_s2": True, "s2_scales": "56,112"}, "56 px is cut into pieces of 56 px, the tower takes 28"),
+        ({"dynamic_s2": True, "s2_scales": "28,70"}, "70 px is cut into pieces of 70 px"),
+        ({"s2": True, "s2_scales": "28,56", "s2_max_split_size": 20}, "28 px is cut into pieces of 14 px"),
+        ({"s2": True, "s2_scales": "28,63", "s2_max_split_size": 28}, "63 px is cut into pieces of 21 px"),
+        ({"s2": True, "s2_scales": "28,56", "s2_resize_output_to_scale_idx": 2}, "scale_idx is 2 for 2 scales"),
+    ],
+)
+def test_scales_that_the_tower_cannot_see_are_refused(siglip_directory: Path, fields: Any, said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        build_vila_vision_tower(siglip_directory, vila(**fields))
+
+
+def test_static_s2_says_how_many_patches_it_gives(siglip_directory: Path, clip_directory: Path) -> None:
+    for directory, index, side in ((siglip_directory, 0, 4), (clip_directory, 1, 8), (clip_directory, -1, 12)):
+        fields = {"s2_scales": "28,56,84", "s2_max_split_size": 28, "s2_resize_output_to_scale_idx": index}
+        tower = build_vila_vision_tower(directory, vila(s2=True, **fields))
+        assert (tower.num_patches, tower.processed_side) == (side**2, 84)
+        assert tower(torch.randn(2, 3, 84, 84)).shape == (2, side**2, 54), "without a class token"
+
+
 def test_scales_are_parsed_and_sorted() -> None:
     assert parse_scales("1344,448,896") == [448, 896, 1344]
     assert parse_scales([2, 1]) == [1, 2]
