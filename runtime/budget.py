@@ -48,12 +48,14 @@ def memory_budget(manifest: Manifest, *, kind: str = "onnx", slots: int = 1, til
     # Initialisers are stored in 16 bits at best and widened to what the graph computes in.
     widening = 2 if tower.precision == "fp32" else 1
     vision = widening * (sizes[tower.file] + sizes[manifest.vision.projector.file])
+    # A head in f16 is widened by the engine when it loads the graph.
+    widened = 2 * decoder.vocab * decoder.hidden if manifest.quantization.head_bits == 16 else 0
     rows = tower.patches_per_tile
     vision_peak = 4 * tiles_at_once * rows * (tower.channels * _ACTIVATIONS_PER_CHANNEL + rows * _SCORE_HEADS)
     chunk = min(_PREFILL_CHUNK, decoder.max_seq_len)
     prefill = 4 * chunk * (decoder.hidden * 8 + decoder.ffn * 3 + decoder.heads * decoder.max_seq_len)
     return Budget(
-        decoder_bytes=sizes[decoder.onnx.data] if decoder.onnx else 0,
+        decoder_bytes=sizes[decoder.onnx.data] + widened if decoder.onnx else 0,
         kv_cache_bytes=cache * _KV_ITEM_BYTES.get(kind, 4),
         vision_bytes=vision,
         activation_bytes=max(vision_peak, prefill),

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.decoder.config import DecoderConfig, decoder_config
+from export.decoder.quantization import CheckpointQuantization, read_quantization
 from export.decoder.safetensors_file import COPY_HINT, F32
+from export.decoder.stored_integers import Stem, StoredIntegers
 from export.decoder.weight_files import WeightFiles
+from kernels.packing import IntWeight
 from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
 
@@ -23,6 +26,7 @@ LAYOUTS = (
 )
 EMBEDS = "embed_tokens.weight"
 IGNORED = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # recomputed from rope_theta
+PACKED_BITS = 4
 LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
@@ -40,25 +44,34 @@ class DecoderCheckpoint:
     """Configuration and tensors of a decoder; tensors are read in pieces. A context manager.
 
     ``vocab`` is the number of rows of the head, ``embed_rows`` of the token table (a family may add tokens to the table
-    alone); the configuration's ``vocab_size`` does not overrule what is stored.
+    alone); the configuration's ``vocab_size`` does not overrule what is stored. ``method`` says how the integers of the
+    linears were chosen ("rtn": will be, by the exporter), ``head_bits`` in how many bits the head is to be stored.
     """
 
-    def __init__(self, root: Path, folder: Path, config: DecoderConfig, files: WeightFiles) -> None:
+    def __init__(
+        self, root: Path, folder: Path, config: DecoderConfig, files: WeightFiles, quantization: CheckpointQuantization
+    ) -> None:
         self.root, self.folder, self.config = root, folder, config
-        self._files = files
+        self._files, self._settings = files, quantization.files
         self._prefix, head = _layout(files)
         self._embeds = self._prefix + EMBEDS
-        if head not in files and not config.tied:
-            raise ExportError(f"{folder}: there is no {head!r} and tie_word_embeddings is not set", hint=COPY_HINT)
-        self._head = head if head in files else self._embeds
-        self.tied = self._head == self._embeds
-        self._check_names()
-        self._check_shapes()
+        self._check_table(self._embeds)
         self.embed_rows = files.info(self._embeds).shape[0]
-        self.vocab = files.info(self._head).shape[0]
+        self._integers = self._find_integers(quantization, head)
+        self._head = self._find_head(head)
+        self.tied = self._head == self._embeds
+        self.vocab = files.info(self._head).shape[0] if self._head else config.vocab or self.embed_rows
         if self.vocab > self.embed_rows:
             message = f"{folder}: {head} has {self.vocab} rows, the token table only {self.embed_rows}"
             raise ExportError(message, hint=COPY_HINT)
+        self._check_names()
+        self._check_shapes()
+        form = self._integers.form
+        self.method = form.method if form is not None and quantization.form is None else quantization.method
+        self.head_bits = quantization.head_bits
+        if not self._head and self.head_bits != PACKED_BITS:
+            message = f"{folder}: quantization.json has head_bits {self.head_bits}, but {head.removesuffix('.weight')}"
+            raise ExportError(f"{message} is stored in {PACKED_BITS} bits", hint=CONFIG_HINT)
 
     def __enter__(self) -> DecoderCheckpoint:
         return self
@@ -72,8 +85,13 @@ class DecoderCheckpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the decoder is read from: its configuration and its weights."""
-        return (self.folder / "config.json", *self._files.paths)
+        """The files that the decoder is read from: its configuration, what is said of its integers, its weights."""
+        return (self.folder / "config.json", *self._settings, *self._files.paths)
+
+    @property
+    def group_size(self) -> int | None:
+        """Weights that share a scale in the stored integers; None when the linears are floats."""
+        return self._integers.group_size
 
     def layer(self, index: int) -> dict[str, Linear]:
         """The seven linears of a layer by short name: q, k, v, o, gate, up, down."""
@@ -99,8 +117,12 @@ class DecoderCheckpoint:
             yield from self.layer(index).values()
         yield self.head()
 
+    def integers(self, linear: Linear) -> IntWeight | None:
+        """The integers of a linear as they are stored, the whole matrix; None when it is stored in floats."""
+        return self._integers.read(linear.name) if linear.name in self._integers else None
+
     def rows(self, linear: Linear, block_bytes: int) -> Iterator[F32]:
-        """The rows of a linear's weight in blocks of about ``block_bytes`` in f32."""
+        """The rows of a linear's weight that is stored in floats, in blocks of about ``block_bytes`` in f32."""
         stored = self._head if linear.name == "lm_head" else f"{self._prefix}{linear.name}.weight"
         return self._files.iter_rows(stored, block_bytes)
 
@@ -116,54 +138,78 @@ class DecoderCheckpoint:
         """The token table in blocks of rows, f32 [rows, hidden]."""
         return self._files.iter_rows(self._embeds, block_bytes)
 
+    def _find_integers(self, quantization: CheckpointQuantization, head: str) -> StoredIntegers:
+        layers = [linear for index in range(self.config.layers) for linear in self.layer(index).values()]
+        stems = [Stem(linear.name, self._prefix + linear.name, linear.n, linear.k) for linear in layers]
+        rows = self.config.vocab or self.embed_rows
+        head_stem = Stem("lm_head", head.removesuffix(".weight"), rows, self.config.hidden)
+        return StoredIntegers(self._files, quantization.form, stems, head_stem)
+
+    def _find_head(self, head: str) -> str:
+        """The stored name of a head in floats, which may be the token table; empty for one in integers."""
+        if "lm_head" in self._integers:
+            return ""
+        if head not in self._files and not self.config.tied:
+            raise ExportError(f"{self.folder}: there is no {head!r} and tie_word_embeddings is not set", hint=COPY_HINT)
+        name = head if head in self._files else self._embeds
+        self._check_table(name)
+        return name
+
     def _expected(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that the configuration demands, without the prefix, table and head apart."""
+        """Shape of every tensor of floats that the configuration demands, without the prefix, table and head apart."""
         hidden = (self.config.hidden,)
         shapes: dict[str, tuple[int, ...]] = {"norm.weight": hidden}
         for index in range(self.config.layers):
             shapes[f"layers.{index}.input_layernorm.weight"] = hidden
             shapes[f"layers.{index}.post_attention_layernorm.weight"] = hidden
             for linear in self.layer(index).values():
-                shapes[f"{linear.name}.weight"] = (linear.n, linear.k)
+                if linear.name not in self._integers:
+                    shapes[f"{linear.name}.weight"] = (linear.n, linear.k)
                 if linear.bias:
                     shapes[f"{linear.name}.bias"] = (linear.n,)
         return shapes
 
     def _check_names(self) -> None:
         """Nothing is left over inside the layers: a tensor that we do not know would change the results."""
-        expected = self._expected()
-        for name in sorted(self._files.names()):
+        expected, packed = self._expected(), self._integers.names()
+        for name in sorted(self._files.names() - packed):
             short = name[len(self._prefix) :] if name.startswith(self._prefix) else ""
-            if LAYER.match(short) and short not in expected and not IGNORED.fullmatch(short):
-                message = f"{self.folder}: the tensor {name!r} does not belong to a {self.config.family} decoder"
-                raise ExportError(f"{message} of {self.config.layers} layers", hint=CONFIG_HINT)
+            if not LAYER.match(short) or short in expected or IGNORED.fullmatch(short):
+                continue
+            # AutoGPTQ gives every linear a bias, of zeros where the model has none.
+            if short.removesuffix(".bias") in self._integers and not self._files.read(name).any():
+                continue
+            message = f"{self.folder}: the tensor {name!r} does not belong to a {self.config.family} decoder"
+            raise ExportError(f"{message} of {self.config.layers} layers", hint=CONFIG_HINT)
 
     def _check_shapes(self) -> None:
-        width = self.config.hidden
         wanted = {self._prefix + name: shape for name, shape in self._expected().items()}
         for name, shape in wanted.items():
             if self._files.info(name).shape != shape:
                 found = list(self._files.info(name).shape)
                 message = f"{self.folder}: {name} has the shape {found}, config.json makes it {list(shape)}"
                 raise ExportError(message, hint=CONFIG_HINT)
-        for name in (self._embeds, self._head):
-            rows = self._files.info(name).shape
-            if len(rows) != 2 or rows[1] != width or not rows[0]:
-                message = f"{self.folder}: {name} has the shape {list(rows)}, expected [vocabulary, {width}]"
-                raise ExportError(message, hint=CONFIG_HINT)
+
+    def _check_table(self, name: str) -> None:
+        rows, width = self._files.info(name).shape, self.config.hidden
+        if len(rows) != 2 or rows[1] != width or not rows[0]:
+            message = f"{self.folder}: {name} has the shape {list(rows)}, expected [vocabulary, {width}]"
+            raise ExportError(message, hint=CONFIG_HINT)
 
 
 def open_decoder_checkpoint(root: Path) -> DecoderCheckpoint:
     """Opens the decoder of a checkpoint folder: headers and configuration are read and checked, weights are not.
 
-    root: a transformers LLaVA folder, a VILA folder (its ``llm`` is used) or a causal LM. Raises ExportError.
+    root: a transformers LLaVA folder, LLaVA's own, a VILA folder (its ``llm`` is used) or a causal LM, with linears in
+    floats or in integers of any layout that :mod:`kernels.packing` knows. Raises ExportError.
     """
     folder = root / "llm" if (root / "llm").is_dir() else root
     path = folder / "config.json"
-    config = decoder_config(read_json(path, max_bytes=MAX_CONFIG_BYTES, error=ExportError, hint=COPY_HINT), str(path))
+    raw = read_json(path, max_bytes=MAX_CONFIG_BYTES, error=ExportError, hint=COPY_HINT)
+    config, quantization = decoder_config(raw, str(path)), read_quantization(root, folder, raw)
     files = WeightFiles(folder)
     try:
-        return DecoderCheckpoint(root, folder, config, files)
+        return DecoderCheckpoint(root, folder, config, files, quantization)
     except BaseException:
         files.close()
         raise

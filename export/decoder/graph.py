@@ -23,6 +23,7 @@ from export.decoder.stored_linears import LinearStore, StoredLinear, finite
 MICROSOFT = "com.microsoft"
 OPSET = 18
 IR_VERSION = 10
+FLOAT_BITS = 16
 TO_THE_END = np.iinfo(np.int64).max
 
 
@@ -52,7 +53,7 @@ class DecoderGraph:
         hidden, residual = self._first_norm("inputs_embeds"), "inputs_embeds"
         for index in range(self._config.layers):
             hidden, residual = self._layer(index, hidden, residual)
-        self._matmul("logits", self._linears.store("lm_head", [self._checkpoint.head()]), hidden)
+        self._logits(hidden)
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs(), self._outputs(), [*self._external.initializers, *self._small]
         )
@@ -104,10 +105,20 @@ class DecoderGraph:
             domain=MICROSOFT,
             N=stored.n,
             K=stored.k,
-            bits=4,
+            bits=stored.bits,
             block_size=self._group_size,
             accuracy_level=self._accuracy_level,
         )
+
+    def _logits(self, source: str) -> None:
+        """The head: integers of four or eight bits, or f16 widened once when the graph is loaded."""
+        head, bits = self._checkpoint.head(), self._checkpoint.head_bits
+        if bits < FLOAT_BITS:
+            self._matmul("logits", self._linears.store("lm_head", [head], bits), source)
+            return
+        stored = self._linears.store_f16("lm_head.weight", head)
+        wide = self._node("Cast", [stored], ["lm_head.f32"], to=TensorProto.FLOAT)
+        self._node("FusedMatMul", [source, wide], ["logits"], domain=MICROSOFT, transB=1)
 
     def _gate(self, at: str, both: str) -> str:
         gate, up = f"{at}.gate", f"{at}.up"

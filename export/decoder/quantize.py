@@ -1,4 +1,4 @@
-"""Round-to-nearest, group-wise, asymmetric four-bit quantisation of a checkpoint's weights."""
+"""Round-to-nearest, group-wise, asymmetric quantisation of a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F32 = npt.NDArray[np.float32]
 GROUP_SIZES = (128, 64, 32)
 
 
-def quantize_rtn(weight: F32, group_size: int, name: str = "weight") -> IntWeight:
+def quantize_rtn(weight: F32, group_size: int, name: str = "weight", bits: int = 4) -> IntWeight:
     """:func:`kernels.packing.quantize_nearest` on rows f32 [N, K] of the linear ``name``.
 
     Raises ExportError that names the linear: a group size that does not divide K, values that are not finite or too
@@ -21,7 +21,7 @@ def quantize_rtn(weight: F32, group_size: int, name: str = "weight") -> IntWeigh
     """
     check_group_size(name, weight.shape[1], group_size)
     try:
-        return quantize_nearest(weight, group_size)
+        return quantize_nearest(weight, group_size, bits)
     except ValueError as problem:
         raise ExportError(f"{name}: {problem}", hint="check the checkpoint") from problem
 
@@ -34,3 +34,14 @@ def check_group_size(name: str, k: int, group_size: int) -> None:
         fits = [str(size) for size in GROUP_SIZES if k % size == 0]
         hint = f"--group-size {fits[0]}" if fits else "no group size fits; the checkpoint cannot be quantised to int4"
         raise ExportError(f"{name}: groups of {group_size} do not divide its {k} inputs", hint=hint)
+
+
+def choose_group_size(requested: int | None, stored: int | None) -> int:
+    """The group size of a decoder: the one of its stored integers, else the requested one, else 128.
+
+    Raises ExportError when both are there and differ: regrouping would change the integers.
+    """
+    if requested is not None and stored is not None and requested != stored:
+        message = f"--group-size {requested}: the checkpoint's integers are in groups of {stored}"
+        raise ExportError(message, hint=f"leave --group-size out, or use --group-size {stored}")
+    return stored or requested or GROUP_SIZES[0]

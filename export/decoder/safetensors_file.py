@@ -26,6 +26,7 @@ MAX_TENSORS = 100_000
 MAX_RANK = 8
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 OTHER_DTYPES = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 COPY_HINT = "copy or download the checkpoint again"
 
 
@@ -76,6 +77,16 @@ class SafetensorsFile:
         row_bytes = (info.end - info.begin) // rows if rows else 0
         raw = self._read(info.begin + begin * row_bytes, (end - begin) * row_bytes, name)
         return to_f32(raw, info.dtype).reshape(end - begin, *info.shape[1:])
+
+    def read_array(self, name: str) -> npt.NDArray[Any]:
+        """A whole tensor: integers as they are, floats as f32; ExportError for another dtype."""
+        info = self.tensors[name]
+        if info.dtype in ITEM_BYTES:
+            return to_f32(self._read(info.begin, info.end - info.begin, name), info.dtype).reshape(info.shape)
+        if info.dtype not in INTEGERS:
+            known = ", ".join((*ITEM_BYTES, *INTEGERS))
+            raise ExportError(f"{self.path}: {name} is {info.dtype}, expected one of {known}", hint=COPY_HINT)
+        return self._read(info.begin, info.end - info.begin, name).view(INTEGERS[info.dtype]).reshape(info.shape)
 
     def iter_rows(self, name: str, block_bytes: int) -> Iterator[F32]:
         """All rows of a tensor in blocks whose f32 form takes about ``block_bytes``, at least one row each."""

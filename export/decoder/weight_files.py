@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from export.decoder.safetensors_file import COPY_HINT, F32, SafetensorsFile, TensorInfo
 from runtime.bundle.strict_json import read_json
@@ -53,6 +56,10 @@ class WeightFiles:
         """A whole tensor as f32; for the small ones (norms, biases)."""
         shape = self.info(name).shape
         return self._file(name).read_rows(name, 0, shape[0] if shape else 1)
+
+    def read_array(self, name: str) -> npt.NDArray[Any]:
+        """A whole tensor: integers as they are, floats as f32."""
+        return self._file(name).read_array(name)
 
     def iter_rows(self, name: str, block_bytes: int) -> Iterator[F32]:
         """The rows of a tensor in blocks of about ``block_bytes`` in f32."""

@@ -11,7 +11,7 @@ import onnx
 from export.decoder.checkpoint import DecoderCheckpoint
 from export.decoder.external_data import DISK_HINT, DataFile, ExternalData
 from export.decoder.graph import DecoderGraph
-from export.decoder.quantize import check_group_size
+from export.decoder.quantize import check_group_size, choose_group_size
 from export.decoder.stored_linears import LinearStore
 from export.decoder.token_embeds import write_token_embeds
 from runtime.errors import ExportError, OutputError
@@ -30,18 +30,21 @@ def write_decoder(
     out_dir: Path,
     *,
     max_seq_len: int,
-    group_size: int = 128,
+    group_size: int | None = None,
     accuracy_level: int = 4,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Quantises a checkpoint's decoder to int4 and writes it for ONNX Runtime into ``out_dir/decoder/``.
+    """Writes a checkpoint's decoder in int4 for ONNX Runtime into ``out_dir/decoder/``.
 
-    max_seq_len: positions of the KV cache, up to what the checkpoint was made for. group_size: 128, 64 or 32, dividing
-    every input width. accuracy_level: 4 (int8 activations) or 0 (f32). progress(done, total) counts weight values.
+    Linears that the checkpoint stores as integers keep them; floats are rounded to nearest, the head in the
+    checkpoint's ``head_bits``. max_seq_len: positions of the KV cache, up to what the checkpoint was made for.
+    group_size: 128, 64 or 32, dividing every input width; None takes that of the stored integers, else 128.
+    accuracy_level: 4 (int8 activations) or 0 (f32). progress(done, total) counts weight values.
     Returns the manifest groups ``decoder`` and ``quantization``, and ``files``, the paths relative to ``out_dir``.
-    Memory: a few blocks of rows, whatever the model's size. Raises ExportError, OutputError; files that were begun
-    stay behind for the caller to remove.
+    Memory: a few blocks of rows and one matrix of stored integers, whatever the model's size. Raises ExportError,
+    OutputError; files that were begun stay behind for the caller to remove.
     """
+    group_size = choose_group_size(group_size, checkpoint.group_size)
     _check_request(checkpoint, max_seq_len, group_size, accuracy_level)
     advance = _counter(checkpoint, progress)
     try:
@@ -67,9 +70,9 @@ def write_decoder(
         "quantization": {
             "bits": 4,
             "group_size": group_size,
-            "method": "rtn",
+            "method": checkpoint.method,
             "digest": linears.digest.hexdigest(),
-            "head_bits": 4,
+            "head_bits": checkpoint.head_bits,
         },
         "files": [GRAPH, DATA, TOKEN_EMBEDS],
     }
@@ -79,6 +82,8 @@ def _check_request(checkpoint: DecoderCheckpoint, max_seq_len: int, group_size: 
     limit = checkpoint.config.max_context
     if not 1 <= max_seq_len <= limit:
         message = f"max_seq_len is {max_seq_len}, the checkpoint was made for 1 to {limit} positions"
+        if checkpoint.config.rope.kind == "dynamic":
+            message += "; beyond them dynamic NTK scaling changes the rotation with the length"
         raise ExportError(message, hint=f"--max-seq-len {limit}")
     if accuracy_level not in ACCURACY_LEVELS:
         raise ExportError(f"accuracy level {accuracy_level} is none of {ACCURACY_LEVELS}", hint="4 is the default")
@@ -118,6 +123,7 @@ def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int, accuracy_lev
         "vocab": checkpoint.vocab,
         "max_seq_len": max_seq_len,
         "rope_theta": c.rope.theta,
+        "rope_frequencies": [float(frequency) for frequency in c.rope.frequencies(c.head_dim)],
         "rms_eps": c.rms_eps,
         "onnx": {"file": GRAPH, "data": DATA, "accuracy_level": accuracy_level},
         "token_embeds": {"file": TOKEN_EMBEDS, "dtype": "f16", "shape": [checkpoint.embed_rows, c.hidden]},

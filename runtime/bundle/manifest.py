@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from runtime.tiling import TilingSpec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
 
 Family = Literal["llava", "nvila"]
@@ -21,7 +21,7 @@ Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 VisionPrecision = Literal["fp32", "fp16", "int8"]
 DecoderKind = Literal["onnx", "cuda"]
 ImagePlacement = Literal["inline", "first"]
-QuantizationMethod = Literal["rtn", "awq"]
+QuantizationMethod = Literal["rtn", "awq", "gptq", "compressed-tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,11 @@ class TokenEmbeds:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSection:
-    """Shape of the language model and the forms of its weights that the bundle holds."""
+    """Shape of the language model and the forms of its weights that the bundle holds.
+
+    ``rope_frequencies``: the rotation of a pair of channels per position, in radians, ``head_dim / 2`` of them, scaling
+    included; None in bundles of schema 1, which have them in the graph alone.
+    """
 
     kinds: Annotated[tuple[DecoderKind, ...], Limits(1, 2)]
     hidden: Annotated[int, Limits(1, 65536)]
@@ -219,6 +223,7 @@ class DecoderSection:
     vocab: Annotated[int, Limits(2, 2**22)]
     max_seq_len: Annotated[int, Limits(1, 2**24)]
     rope_theta: Annotated[float, Limits(1e-3, 1e15)]
+    rope_frequencies: Annotated[tuple[float, ...] | None, Limits(1, 512)]
     rms_eps: Annotated[float, Limits(0.0, 1.0)]
     onnx: OnnxDecoder | None
     token_embeds: TokenEmbeds
@@ -227,7 +232,8 @@ class DecoderSection:
 @dataclass(frozen=True, slots=True)
 class QuantizationSection:
     """How the weights were quantised. ``digest`` is the SHA-256 over all integers, zeros and scales in canonical order:
-    every form of the decoder in a bundle is packed from the same integers.
+    every form of the decoder in a bundle is packed from the same integers. ``head_bits`` 16: the LM head is f16 and no
+    part of the digest.
     """
 
     bits: Annotated[int, Limits(2, 8)]

@@ -25,16 +25,28 @@ def parse_manifest(value: Any) -> Manifest:
     """
     if not isinstance(value, dict):
         raise _wrong("", value, "expected an object")
+    if type(value.get("schema")) is int and value["schema"] == 1:
+        value = _from_schema_1(value)
     schema = value.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA:
         hint = "update jetson-vlm" if isinstance(schema, int) and schema > SCHEMA else _REBUILD
-        raise BundleError(f"{MANIFEST_NAME}: schema = {schema!r}: this version reads schema {SCHEMA}", hint=hint)
+        raise BundleError(f"{MANIFEST_NAME}: schema = {schema!r}: this version reads 1 to {SCHEMA}", hint=hint)
     extra = {key: item for key, item in value.items() if isinstance(key, str) and key.startswith("x-")}
     plain = {key: item for key, item in value.items() if key not in extra}
     manifest = _object(Manifest, plain, "", skip=("extra",))
     manifest = dataclasses.replace(manifest, extra=extra)
     _check_consistent(manifest)
     return manifest
+
+
+def _from_schema_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 adds the frequencies of RoPE to the decoder."""
+    decoder = value.get("decoder")
+    if isinstance(decoder, dict):
+        if "rope_frequencies" in decoder:
+            raise _wrong("decoder.rope_frequencies", decoder["rope_frequencies"], "unknown key in schema 1")
+        decoder = {**decoder, "rope_frequencies": None}
+    return {**value, "schema": SCHEMA, "decoder": decoder}
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -190,6 +202,10 @@ def _check_decoder(decoder: DecoderSection) -> None:
         raise _wrong("decoder.token_embeds.shape", decoder.token_embeds.shape, expected)
     if decoder.heads % decoder.kv_heads:
         raise _wrong("decoder.kv_heads", decoder.kv_heads, f"expected a divisor of decoder.heads = {decoder.heads}")
+    frequencies = decoder.rope_frequencies
+    if frequencies is not None and (2 * len(frequencies) != decoder.head_dim or min(frequencies) <= 0):
+        expected = f"expected decoder.head_dim / 2 = {decoder.head_dim // 2} positive numbers"
+        raise _wrong("decoder.rope_frequencies", frequencies, expected)
     if "onnx" in decoder.kinds and decoder.onnx is None:
         raise _wrong("decoder.onnx", None, "expected an object because decoder.kinds names 'onnx'")
 

@@ -18,9 +18,9 @@ FILES = {
 
 
 def manifest_json() -> dict[str, Any]:
-    """A fresh copy of a manifest of schema 1 as JSON objects."""
+    """A fresh copy of a manifest of schema 2 as JSON objects."""
     return {
-        "schema": 1,
+        "schema": 2,
         "source": {"name": "tiny", "family": "llava", "digest": "0" * 64, "tool": "jetson-vlm 0.1.0"},
         "files": {name: {"bytes": len(data), "sha256": "0" * 64} for name, data in FILES.items()},
         "vision": {
@@ -99,6 +99,7 @@ def manifest_json() -> dict[str, Any]:
             "vocab": 8,
             "max_seq_len": 64,
             "rope_theta": 10000.0,
+            "rope_frequencies": [1.0],
             "rms_eps": 1e-05,
             "onnx": {"file": "decoder/decoder.onnx", "data": "decoder/decoder.onnx.data", "accuracy_level": 4},
             "token_embeds": {"file": "decoder/token_embeds.bin", "dtype": "f16", "shape": [8, 4]},

@@ -60,10 +60,10 @@ def test_manifest_survives_writing_and_reading() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema", 2),
+        ("schema", 3),
         ("schema", 0),
         ("schema", True),
-        ("schema", "1"),
+        ("schema", "2"),
         ("surprise", 1),
         ("vision.tower.surprise", 1),
         ("prompt.image.surprise", None),
@@ -76,6 +76,12 @@ def test_manifest_survives_writing_and_reading() -> None:
         ("decoder.hidden", 10**400),
         ("decoder.rope_theta", 10**400),
         ("decoder.rope_theta", "10000"),
+        ("decoder.rope_frequencies", ...),
+        ("decoder.rope_frequencies", [1.0, 0.5]),
+        ("decoder.rope_frequencies", [0.0]),
+        ("decoder.rope_frequencies", []),
+        ("decoder.rope_frequencies", ["1"]),
+        ("quantization.method", "marlin"),
         ("decoder.kinds", []),
         ("decoder.kinds", ["tensorrt"]),
         ("decoder.onnx", None),
@@ -99,7 +105,6 @@ def test_manifest_survives_writing_and_reading() -> None:
         ("prompt.roles.user.open", 3),
         ("prompt.prefix", "\ud800"),
         ("prompt.special_tokens", {"<s>": "1"}),
-        ("quantization.method", "gptq"),
         ("quantization.digest", "0"),
         ("checks.limits", {"tower": "1"}),
         ("files", []),
@@ -110,6 +115,16 @@ def test_wrong_value_is_refused_with_its_field(path: str, value: Any) -> None:
         parse_manifest(changed(path, value))
     assert path.split(".")[-1] in refused.value.message
     assert refused.value.hint
+
+
+def test_schema_1_is_read_as_a_decoder_without_frequencies() -> None:
+    old = changed("decoder.rope_frequencies", ...)
+    old["schema"] = 1
+    manifest = parse_manifest(old)
+    assert manifest == parse_manifest(changed("decoder.rope_frequencies", None))
+    assert json.loads(manifest_bytes(manifest))["schema"] == 2
+    with pytest.raises(BundleError, match=r"decoder\.rope_frequencies .* unknown key in schema 1"):
+        parse_manifest({**manifest_json(), "schema": 1})
 
 
 @pytest.mark.parametrize("place", ["x-note", "vision.x-note", "prompt.image.x-note"])
