@@ -51,9 +51,23 @@ def render(turns: Sequence[Turn], tokenizer: Any, *, add_generation_prompt: bool
 def tokenize_turns(turns: Sequence[Turn], tokenizer: Any, *, add_generation_prompt: bool = True) -> list[int]:
     """Token ids of a conversation. Media tokens become their ids where a ``MediaPart`` stands, and nowhere else."""
     pieces = _pieces(turns, tokenizer, add_generation_prompt)
-    text = "".join(piece for piece, _ in pieces)
     bos = tokenizer.bos_token
-    add_special = not (bos and text.startswith(bos))
+    return _tokenize(pieces, tokenizer, not (bos and "".join(piece for piece, _ in pieces).startswith(bos)))
+
+
+def tokenize_continuation(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
+    """Token ids of what ``tokenize_turns`` puts behind the last answer: its end, the turns after it, the next prompt.
+
+    ``turns`` hold at least one turn of the assistant. An answer's own ids need not be those of its text, so a
+    conversation goes on behind the ids that were generated.
+    """
+    last = max(index for index, turn in enumerate(turns) if turn.role == "assistant")
+    answered = len(_pieces(turns[: last + 1], tokenizer, False))
+    return _tokenize(_pieces(turns, tokenizer, True)[answered - 1 :], tokenizer, False)
+
+
+def _tokenize(pieces: Sequence[tuple[str, bool]], tokenizer: Any, add_special: bool) -> list[int]:
+    text = "".join(piece for piece, _ in pieces)
     specials = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     written = [token for piece, literal in pieces if not literal for token in specials if token in piece]
     if not written:

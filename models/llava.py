@@ -18,6 +18,7 @@ from models import fusion, image_tokens
 from models.adapter import load_adapter
 from models.answering import AnswersPrompts
 from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from models.generation import context_limit, left_aligned, settle
 from models.projector import build_vision_projector
 from models.tiling import llava_tiling_spec
 from models.vision_tower import VisionTower, build_vision_tower
@@ -228,15 +229,19 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM, AnswersPromp
         self, inputs: Tensor | None = None, images: Tensor | Sequence[Tensor] | None = None, **kwargs: Any
     ) -> Any:
         """transformers' ``generate`` for ids [B, n] with image tokens; returns the new ids alone when images are
-        given.
+        given. Rows may be padded on either side. Raises PromptError when prompt and answer exceed the decoder's
+        positions.
         """
+        assert inputs is not None, "generate needs ids"
+        given = kwargs.get("attention_mask")
+        mask = torch.ones_like(inputs) if given is None else given
+        limit, base = context_limit(self.config), self.generation_config
         if images is None:
-            return super().generate(inputs, **kwargs)
-        mask = kwargs.pop("attention_mask", None)
-        mask = torch.ones_like(inputs) if mask is None and inputs is not None else mask
-        assert inputs is not None, "images need the ids they belong to"
+            return super().generate(inputs, **settle(kwargs, base, int(mask.sum(dim=1).max()), limit, self.tokenizer))
         _, _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(inputs, None, mask, None, None, images)
-        return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        settings = settle(kwargs, base, int(mask.sum(dim=1).max()), limit, self.tokenizer)
+        embeds, settings["attention_mask"] = left_aligned(embeds, mask)
+        return super().generate(inputs_embeds=embeds, **settings)
 
     def tiling_spec(self) -> TilingSpec:
         """How pictures are cut for this model."""

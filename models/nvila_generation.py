@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from models import fusion
 from models.conversation import MEDIA_TOKENS, MediaPart, tokenize_turns
 from models.fusion import IGNORE_INDEX, Row
+from models.generation import context_limit, left_aligned, settle
 from models.nvila_stream import StreamState, expand_tiles
 from models.prompts import Media, Prompt, as_conversation, complete_generation_config, take_apart
 from models.tiling import nvila_tiling_spec, pictures_tiles
@@ -124,15 +125,19 @@ class LlavaMetaForCausalLM(ABC):
     ) -> Any:
         """transformers' ``generate`` on the fused prompt: the new ids [B, n].
 
-        ``generation_kwargs`` are transformers' (``generation_config``, ``streamer``, ``max_new_tokens``, ...); an
-        unknown one is named in a ValueError. ``quant_llm``: int4 weights, made on first use where the checkpoint has
-        none.
+        ``generation_kwargs`` are transformers': ``generation_config`` (else ``default_generation_config``), each of its
+        fields by name, ``streamer``, ``stopping_criteria``, ``logits_processor``, ...; an unknown one is named in a
+        ValueError. ``quant_llm``: int4 weights, made on first use where the checkpoint has none. Raises PromptError
+        when prompt and answer exceed the decoder's positions.
         """
         if input_ids is None:
             raise InputError("generate needs input_ids")
         embeds, _, mask = self._embed(input_ids, media, media_config, None, attention_mask)
-        llm = self.decoder(quant_llm)
-        return llm.generate(inputs_embeds=embeds, attention_mask=mask, **generation_kwargs)
+        llm, longest = self.decoder(quant_llm), int(mask.sum(dim=1).max())
+        base, limit = self.default_generation_config, context_limit(llm.config)
+        settings = settle(generation_kwargs, base, longest, limit, self.tokenizer)
+        embeds, mask = left_aligned(embeds, mask)
+        return llm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
     @torch.inference_mode()
     def generate_content(
@@ -211,23 +216,27 @@ class LlavaMetaForCausalLM(ABC):
         media_cfg: MediaConfig | None,
         start_pos: int,
         chunk_prefilling: bool,
-        quant_llm: bool,
+        quant_llm: bool = True,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, int]:
         """One step of streaming: (logits of the last position [1, 1, V], positions that were fed).
 
         ``start_pos``: positions of the cache to keep, 0 starts anew. With ``chunk_prefilling`` a new round is fed on
         top of the cache; without it a round starts at 0 with the whole history. An image that ``dynamic`` cut into
-        tiles has one token in ``input_ids``, which is expanded exactly as ``generate_content`` writes it. Raises
-        PromptError when the cache cannot hold the new positions.
+        tiles may have one token in ``input_ids``, which is expanded exactly as ``generate_content`` writes it.
+        ``models.nvila_rounds`` keeps the positions of several rounds. Raises PromptError when the cache cannot hold
+        the new positions, InputError for more than one row.
         """
+        if input_ids.shape[0] != 1:
+            raise InputError(f"stream_gen takes one row, got {input_ids.shape[0]}", hint="generate takes batches")
         if start_pos and input_ids.shape[1] > 1 and not chunk_prefilling:
             raise PromptError(
                 f"start_pos {start_pos} with {input_ids.shape[1]} tokens needs chunk_prefilling",
                 hint="chunk_prefilling=True, or start_pos=0 with the whole conversation",
             )
         if media and self.tiling_spec().mode == "dynamic":
-            input_ids = expand_tiles(input_ids, len(media.get("image", ())), self.tokenizer)
+            tiles = sum(len(item) if item.ndim == 4 else 1 for item in media.get("image", ()))
+            input_ids = expand_tiles(input_ids, tiles, self.tokenizer)
         embeds, _, _ = self._embed(input_ids, media, media_cfg, None, attention_mask)
         return self._stream.feed(self.decoder(quant_llm), embeds, start_pos), embeds.shape[1]
 

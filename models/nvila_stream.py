@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from models.conversation import takes_parts
+from models.generation import check_room, context_limit
 from runtime.errors import PromptError
 
 
@@ -26,14 +27,10 @@ class StreamState:
         """
         if start_pos == 0 or self._owner is not llm:
             self._cache, self._owner = DynamicCache(), llm
-        held, limit = int(self._cache.get_seq_length()), int(llm.config.max_position_embeddings)
+        held = int(self._cache.get_seq_length())
         if start_pos > held:
             raise PromptError(f"start_pos is {start_pos}, the cache holds {held} positions", hint="start_pos=0")
-        if start_pos + embeds.shape[1] > limit:
-            raise PromptError(
-                f"{start_pos} positions in the cache and {embeds.shape[1]} new ones exceed the decoder's {limit}",
-                hint="start a new conversation: start_pos=0",
-            )
+        check_room(start_pos, embeds.shape[1], context_limit(llm.config))
         if start_pos < held:
             self._cache.crop(start_pos - held)
         positions = torch.arange(start_pos, start_pos + embeds.shape[1], device=embeds.device).unsqueeze(0)
@@ -52,14 +49,32 @@ def expand_tiles(input_ids: Tensor, num_tiles: int, tokenizer: Any) -> Tensor:
     """One image token [1, n] -> one per tile, each followed by a line break, by the tokenizer's own ids.
 
     The result is what ``generate_content`` tokenises: where the chat template itself writes the line break after an
-    image, the last one is already there. Ids with no image token, or several, are returned as they are.
+    image, the last one is already there, and so it is in ids that were expanded for a single tile. The text after the
+    last line break is tokenised again, since a tokenizer may join the two. Ids with no image token, or several, are
+    returned as they are.
     """
     image_id = tokenizer.media_token_ids["image"]
-    places = torch.where(input_ids[0] == image_id)[0].tolist()
-    if len(places) != 1 or num_tiles < 1:
+    ids = input_ids[0].tolist()
+    if ids.count(image_id) != 1 or num_tiles < 1:
         return input_ids
-    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    expanded = ([image_id, *newline] * num_tiles)[: -len(newline) if takes_parts(tokenizer) else None]
-    place = places[0]
-    middle = input_ids.new_tensor([expanded])
-    return torch.cat([input_ids[:, :place], middle, input_ids[:, place + 1 :]], dim=1)
+    place = ids.index(image_id)
+    newline = _ids_after_image("\n", tokenizer)
+    following = ids[place + 1 : place + 1 + len(newline)]
+    if takes_parts(tokenizer) or (num_tiles == 1 and following == newline):
+        middle = ([image_id, *newline] * num_tiles)[: -len(newline)]
+        return input_ids.new_tensor([ids[:place] + middle + ids[place + 1 :]])
+    added = set(tokenizer.get_added_vocab().values())
+    end = next((index for index in range(place + 1, len(ids)) if ids[index] in added), len(ids))
+    text = tokenizer.decode(ids[place + 1 : end], clean_up_tokenization_spaces=False)
+    joined = _ids_after_image("\n" + text, tokenizer)
+    if _ids_after_image(text, tokenizer) != ids[place + 1 : end]:
+        joined = newline + ids[place + 1 : end]  # ids that no text gives: they stay as they are
+    middle = [image_id, *newline] * (num_tiles - 1) + [image_id, *joined]
+    return input_ids.new_tensor([ids[:place] + middle + ids[end:]])
+
+
+def _ids_after_image(text: str, tokenizer: Any) -> list[int]:
+    """Ids of ``text`` where it follows an image token: some tokenizers treat the start of a text apart."""
+    token = tokenizer.media_tokens["image"]
+    ids: list[int] = tokenizer(token + text, add_special_tokens=False)["input_ids"]
+    return ids[ids.index(tokenizer.media_token_ids["image"]) + 1 :]

@@ -92,15 +92,5 @@ def complete_generation_config(
     return config
 
 
-def override_generation_config(config: GenerationConfig, overrides: dict[str, Any]) -> GenerationConfig:
-    """``config`` with ``overrides`` set by name. Raises ConfigError naming a key that transformers does not know."""
-    known = set(GenerationConfig().to_dict()) | {"max_length", "max_new_tokens"}
-    for key, value in overrides.items():
-        if key not in known:
-            raise ConfigError(f"unknown generation setting {key!r}", hint="a field of transformers' GenerationConfig")
-        setattr(config, key, value)
-    return config
-
-
 def _first(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else int(value)
