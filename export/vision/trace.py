@@ -23,6 +23,7 @@ from export.vision.load import VisionModules, load_vision
 from export.vision.names import FEATURES, PROJECTOR_FILE, PROJECTOR_OUTPUT, TOWER_FILE, TOWER_INPUT, scale_inputs
 from export.vision.streamed import StreamedWeights, WithoutMemory
 from export.vision.weights import data_file, store_weights
+from runtime.decoder.free_memory import return_free_memory
 from runtime.errors import ExportError
 from runtime.tiling import area_matrix
 
@@ -58,14 +59,27 @@ def trace_vision(checkpoint: Checkpoint, folder: Path, progress: _Progress = lam
     Opset 18; tiles (and, with S², the matrices' shapes) are free. Each graph is run by ONNX Runtime on shapes that were
     not traced. Raises ExportError when a graph is invalid or differs from torch by more than ``ERROR_LIMIT``.
     """
-    with torch.no_grad():
-        with WithoutMemory():
-            modules = load_vision(checkpoint)
-        progress("tracing the vision tower")
-        tower_error = _trace_tower(checkpoint, _Tower(modules).eval(), folder / TOWER_FILE)
-        progress("tracing the projector")
-        projector_error = _trace_projector(checkpoint, modules.projector, folder / PROJECTOR_FILE)
-    return TraceErrors(tower_error, projector_error)
+    progress("tracing the vision tower")
+    tower_error = trace_tower(checkpoint, folder)
+    progress("tracing the projector")
+    return TraceErrors(tower_error, trace_projector(checkpoint, folder))
+
+
+@torch.no_grad()
+def trace_tower(checkpoint: Checkpoint, folder: Path) -> float:
+    """The first of the two graphs alone; returns its error."""
+    return _trace_tower(checkpoint, _Tower(_modules(checkpoint)).eval(), folder / TOWER_FILE)
+
+
+@torch.no_grad()
+def trace_projector(checkpoint: Checkpoint, folder: Path) -> float:
+    """The second of the two graphs alone; returns its error."""
+    return _trace_projector(checkpoint, _modules(checkpoint).projector, folder / PROJECTOR_FILE)
+
+
+def _modules(checkpoint: Checkpoint) -> VisionModules:
+    with WithoutMemory():
+        return load_vision(checkpoint)
 
 
 def _trace_tower(checkpoint: Checkpoint, tower: nn.Module, path: Path) -> float:
@@ -150,8 +164,11 @@ def _generator() -> torch.Generator:
 
 
 def _expected(module: nn.Module, weights: StreamedWeights, cases: Iterator[tuple[Tensor, ...]]) -> list[Any]:
+    """What torch computes; its activations are given back before ONNX Runtime makes its own."""
     with weights.read_as_needed():
-        return [np.asarray(module(*case)) for case in cases]
+        expected = [np.asarray(module(*case)) for case in cases]
+    return_free_memory()
+    return expected
 
 
 def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], expected: list[Any]) -> float:

@@ -185,9 +185,9 @@ def write_nvila(
     )
     _spread(llm)
     llm.save_pretrained(directory / "llm")
-    _write_tower(directory / "vision_tower", tile_px, patch_px, tower_width, clip=clip)
+    write_tower(directory / "vision_tower", tile_px, patch_px, tower_width, clip=clip)
     width = tower_width * (len(scales) if scales else 1)
-    _write_projector(directory / "mm_projector", projector, width, hidden)
+    write_projector(directory / "mm_projector", projector, width, hidden)
     config = {
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaModel"],
@@ -233,7 +233,7 @@ def write_original_llava(
     torch.manual_seed(seed)
     width = 32
     (directory / tower).parent.mkdir(parents=True, exist_ok=True)
-    _write_tower(directory / tower, 28, 7, width, clip=True)
+    write_tower(directory / tower, 28, 7, width, clip=True)
     tokenizer = byte_tokenizer("", VICUNA_SPECIALS[:3] + (("<im_start>", "<im_end>") if marked else ()))
     width *= 1 if isinstance(select_layer, int) else len(select_layer)
     hidden = width if projector == "identity" else hidden
@@ -287,7 +287,8 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _write_tower(directory: Path, tile_px: int, patch_px: int, width: int, *, clip: bool) -> None:
+def write_tower(directory: Path, tile_px: int, patch_px: int, width: int, *, clip: bool) -> None:
+    """A CLIP or SigLIP vision model of three layers, with its image processor."""
     shape = {"hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     shape |= {"image_size": tile_px, "patch_size": patch_px}
     tower: Any
@@ -300,7 +301,9 @@ def _write_tower(directory: Path, tile_px: int, patch_px: int, width: int, *, cl
     _processor(tile_px, siglip=not clip).save_pretrained(directory)
 
 
-def _write_projector(directory: Path, kind: str, width: int, hidden: int) -> None:
+def write_projector(directory: Path, kind: str, width: int, hidden: int) -> None:
+    """VILA's projector of a type; "identity" has no weights and gives ``width`` channels."""
+
     class Sizes:
         mm_hidden_size = width
         hidden_size = hidden
