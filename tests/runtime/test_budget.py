@@ -17,6 +17,7 @@ MIB = 1 << 20
 def test_cache_is_keys_and_values_of_every_layer_and_position() -> None:
     manifest = manifest_json()
     manifest["decoder"] |= {"layers": 3, "kv_heads": 2, "heads": 4, "head_dim": 8, "max_seq_len": 100}
+    manifest["decoder"]["rope_frequencies"] = [1.0, 0.1, 0.01, 0.001]
     one = memory_budget(parse_manifest(manifest), kind="onnx")
     assert one.kv_cache_bytes == 2 * 3 * 2 * 8 * 100 * 4
     assert memory_budget(parse_manifest(manifest), kind="onnx", slots=3).kv_cache_bytes == 3 * one.kv_cache_bytes
@@ -35,6 +36,13 @@ def test_weights_count_as_stored_and_the_token_table_is_mapped() -> None:
     assert budget.total_bytes == parts + budget.process_bytes, "the mapped table is not in the total"
     manifest["vision"]["tower"]["precision"] = "int8"
     assert memory_budget(parse_manifest(manifest)).vision_bytes == 550
+
+
+def test_a_head_in_f16_counts_as_widened() -> None:
+    manifest = manifest_json()
+    stored = memory_budget(parse_manifest(manifest)).decoder_bytes
+    manifest["quantization"]["head_bits"] = 16
+    assert memory_budget(parse_manifest(manifest)).decoder_bytes == stored + 2 * 8 * 4
 
 
 def test_more_tiles_at_once_take_more() -> None:
