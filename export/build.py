@@ -14,7 +14,7 @@ from typing import Literal
 
 from export.chat_template import read_template
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.decoder import DecoderCheckpoint, open_decoder_checkpoint, write_decoder
+from export.decoder import DecoderCheckpoint, choose_group_size, open_decoder_checkpoint, write_decoder
 from export.estimate import check_disk, estimate_bytes
 from export.fingerprint import BUNDLE_CODE, Fingerprint, code_digest
 from export.manifest_groups import context_tokens, default_max_seq_len, prompt_request, vision_section
@@ -50,7 +50,7 @@ class BuildRequest:
     out: Path | None
     stage: Stage = "all"
     decoder: DecoderChoice = "auto"
-    group_size: int = 128
+    group_size: int | None = None
     max_seq_len: int | None = None
     vision_precision: VisionPrecision = "fp32"
     trace: bool = False
@@ -100,6 +100,7 @@ class _Build:
     ) -> None:
         self._request, self._checkpoint, self._decoder, self._progress = request, checkpoint, decoder, progress
         self._context = context_tokens(checkpoint, decoder.config)
+        self._group_size = choose_group_size(request.group_size, decoder.group_size)
         self._max_seq_len = request.max_seq_len or default_max_seq_len(self._context)
         progress.begin("reading the checkpoint")
         self._files = Fingerprint(checkpoint.root, (*checkpoint.files, *decoder.files), progress)
@@ -113,14 +114,14 @@ class _Build:
         self._stored = None
         if not request.trace and not self._same_graphs:
             self._stored = stored_graphs(checkpoint.root, self._keys.traced)
-        self._estimate = estimate_bytes(checkpoint, decoder, request.group_size)
+        self._estimate = estimate_bytes(checkpoint, decoder, self._group_size)
         self._reports: list[StageReport] = []
 
     def _make_keys(self) -> Keys:
         request = self._request
         traced = traced_key(self._files, self._checkpoint.vision_files)
         template = read_template(request.template_file) if request.template_file else ""
-        settings = (request.group_size, self._max_seq_len, template, code_digest(BUNDLE_CODE))
+        settings = (self._group_size, self._max_seq_len, template, code_digest(BUNDLE_CODE))
         weights = self._files.of((*self._checkpoint.files, *self._decoder.files), *settings)
         return Keys(traced, f"{traced} {self._precision()}", weights)
 
@@ -258,14 +259,14 @@ class _Build:
             self._decoder,
             directory,
             max_seq_len=self._max_seq_len,
-            group_size=self._request.group_size,
+            group_size=self._group_size,
             progress=self._progress.update,
         )
         self._progress.end()
         self._report(
             "weights",
             "quantised",
-            f"decoder: int4 in groups of {self._request.group_size}, {self._max_seq_len} positions",
+            f"decoder: int4 in groups of {self._group_size}, {self._max_seq_len} positions",
         )
         decoder = parse_group(DecoderSection, record["decoder"], "decoder")
         return decoder, parse_group(QuantizationSection, record["quantization"], "quantization")
@@ -281,7 +282,7 @@ class _Build:
         if self._same_weights:
             self._report("weights", "unchanged", "decoder and prompt: unchanged")
         else:
-            group = self._request.group_size
+            group = self._group_size
             self._report("weights", "quantised", f"decoder: would be quantised to int4 in groups of {group}")
         self._progress.say(f"the bundle would take about {self._estimate / 1e6:.1f} MB")
         return self._result(self._previous.manifest if self._previous else None)
