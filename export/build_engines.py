@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="bundle directory to write")
     add("--stage", choices=("onnx", "weights", "plans", "all"), default="all", help="default: all")
     add("--decoder", choices=("onnx", "cuda", "both", "auto"), default="auto", help="form of the decoder (auto: onnx)")
-    add("--group-size", type=int, choices=(128, 64, 32), default=128, help="weights that share a scale (default: 128)")
+    groups = "weights that share a scale (default: 128, or what a quantised checkpoint has)"
+    add("--group-size", type=int, choices=(128, 64, 32), help=groups)
     add(
         "--max-seq-len",
         type=_positive,

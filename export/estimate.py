@@ -15,9 +15,11 @@ _VISION_NAMES = ("vision_tower.", "multi_modal_projector.")
 
 
 def estimate_bytes(checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_size: int) -> int:
-    """Bytes of the bundle: vision weights as stored, int4 linears with scales and zeros, the f16 token table."""
+    """Bytes of the bundle: vision weights as stored, int4 linears with scales and zeros, the head, the f16 table."""
     linears = sum(linear.n * linear.k for linear in decoder.linears())
     quantised = linears // 2 + linears // group_size * 9 // 2  # an f32 scale and half a byte of zero for each group
+    head = decoder.head()
+    quantised += head.n * head.k * (decoder.head_bits - 4) // 8
     table = decoder.embed_rows * decoder.config.hidden * 2
     return _vision_bytes(checkpoint) + quantised + table
 
