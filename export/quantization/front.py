@@ -1,11 +1,14 @@
 """The part of a model before its decoder: prompts to embeddings, through its own template, tiling, tower and projector.
 
-The decoder is not there: rows of the token table are read from the checkpoint's file one by one. Imports torch.
+The decoder is not there: rows of the token table are read from the checkpoint's file one by one. On the CPU tower and
+projector are not in memory either: each operator reads its weights when it runs. Imports torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import read_checkpoint
+from export.checkpoint import Checkpoint, read_checkpoint
 from export.quantization.calibration import Sample
 from export.quantization.source import DecoderSource
 from export.vision.load import load_vision
+from export.vision.streamed import StreamedWeights, WithoutMemory
 from models.answering import AnswersPrompts
 from models.encoders import build_encoder
 from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -32,7 +36,7 @@ from models.tokenizer import read_tokenizer
 from runtime.errors import ExportError, InputError
 from runtime.tiling import TilingSpec
 
-TILES_AT_ONCE = 2
+TILES_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,15 @@ class Embedded:
 
 
 class Front(ABC):
-    """Turns prompts into embeddings."""
+    """Turns prompts into embeddings. A context manager."""
+
+    weights: Weights
+
+    def __enter__(self) -> Front:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.weights.close()
 
     @abstractmethod
     def embed(self, parts: list[Any]) -> tuple[Tensor, Tensor]:
@@ -53,7 +65,8 @@ class Front(ABC):
     @torch.no_grad()
     def prompt(self, sample: Sample, max_positions: int) -> Embedded:
         """The embeddings of a prompt, cut after ``max_positions``. Raises ExportError when they are not finite."""
-        embeds, labels = self.embed([Image(path) for path in sample.images] + [sample.text])
+        with self.weights.reading():
+            embeds, labels = self.embed([Image(path) for path in sample.images] + [sample.text])
         states = embeds[0, :max_positions].float()
         if not torch.isfinite(states).all():
             shown = ", ".join(str(path) for path in sample.images) or repr(sample.text[:60])
@@ -61,15 +74,52 @@ class Front(ABC):
         return Embedded(states, labels[0, :max_positions] != IGNORE_INDEX)
 
 
+class Weights:
+    """Tower and projector of a checkpoint, f32: on disk until they are used, or on another device than the CPU."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.device = device
+        self._streamed: list[StreamedWeights] = []
+        if device.type == "cpu":
+            with WithoutMemory():
+                modules = load_vision(checkpoint)
+            self._streamed = [StreamedWeights(modules.tower), StreamedWeights(modules.projector)]
+        else:
+            modules = load_vision(checkpoint)
+            modules.tower.to(device)
+            modules.projector.to(device)
+        self.tower: Any = modules.tower
+        inner: Any = self.tower.vision_tower
+        inner.set_attn_implementation("sdpa")
+        if self.tower.image_processor is None:  # one file holds all weights: the processor lies beside it
+            self.tower.image_processor = self.tower.processor_class.from_pretrained(
+                checkpoint.root, local_files_only=True
+            )
+        # The model repeats a plain tile's channels itself.
+        projector: Any = modules.projector.projector
+        self.projector: Any = projector[-1] if checkpoint.repeats > 1 else projector
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside it the modules can be called."""
+        with ExitStack() as stack:
+            for weights in self._streamed:
+                stack.enter_context(weights.read_as_needed())
+            yield
+
+    def close(self) -> None:
+        """Closes the files."""
+        for weights in self._streamed:
+            weights.__exit__()
+
+
 def load_front(root: Path, source: DecoderSource, device: torch.device) -> Front:
-    """Tower, projector and tokenizer of a checkpoint, f32 on ``device``. Raises ExportError."""
+    """The front of a checkpoint, to run on ``device``. Raises ExportError."""
     checkpoint = read_checkpoint(root)
-    vision = load_vision(checkpoint)
-    tower, projector = vision.tower.to(device), vision.projector.projector.to(device)
-    table = _TokenTable(source, device)
+    weights, table = Weights(checkpoint, device), _TokenTable(source, device)
     if checkpoint.family == "nvila":
-        return _NvilaFront(LlavaConfig.from_directory(root), tower, projector, table)
-    return _LlavaFront(root, source, tower, projector, table)
+        return _NvilaFront(LlavaConfig.from_directory(root), weights, table)
+    return _LlavaFront(root, source, weights, table)
 
 
 class _TokenTable(nn.Module):
@@ -98,18 +148,18 @@ class _ByTile:
 
 
 class _NvilaFront(Front, NvilaParts, NvilaFusion):
-    def __init__(self, config: LlavaConfig, tower: Any, projector: Any, table: _TokenTable) -> None:
+    def __init__(self, config: LlavaConfig, weights: Weights, table: _TokenTable) -> None:
         self.config, self.tokenizer = config, build_tokenizer(Path(config.resume_path) / "llm", config.chat_template)
-        self.vision_tower: Any = _ByTile(tower)
-        self.mm_projector = projector
+        self.weights = weights
+        self.vision_tower: Any = _ByTile(weights.tower)
+        self.mm_projector = weights.projector
         self._table = table
         self.encoders = {name: build_encoder(getattr(config, f"{name}_encoder"), self) for name in ("image", "video")}
 
     @property
     def device(self) -> torch.device:
         """Where the tower is."""
-        device: torch.device = self.vision_tower.device
-        return device
+        return self.weights.device
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         rows: Tensor = self._table(ids)
@@ -124,14 +174,13 @@ class _NvilaFront(Front, NvilaParts, NvilaFusion):
 
 
 class _LlavaFront(Front, AnswersPrompts, LlavaFusion):
-    def __init__(self, root: Path, source: DecoderSource, tower: Any, projector: Any, table: _TokenTable) -> None:
+    def __init__(self, root: Path, source: DecoderSource, weights: Weights, table: _TokenTable) -> None:
         raw = source.raw_config
         self.tokenizer = read_tokenizer(root)
         self.config = SimpleNamespace(image_aspect_ratio=raw.get("image_aspect_ratio"))
-        if tower.image_processor is None:  # one file holds all weights: the processor lies beside it
-            tower.image_processor = tower.processor_class.from_pretrained(root, local_files_only=True)
-        by_tile = _ByTile(tower)
-        self._body = SimpleNamespace(get_vision_tower=lambda: by_tile, mm_projector=projector, embed_tokens=table)
+        self.weights = weights
+        tower = _ByTile(weights.tower)
+        self._body = SimpleNamespace(get_vision_tower=lambda: tower, mm_projector=weights.projector, embed_tokens=table)
         index = raw.get("image_token_id", raw.get("image_token_index"))
         self.image_token = "<image>" if index is None else str(self.tokenizer.convert_ids_to_tokens(index))
 
@@ -143,13 +192,14 @@ class _LlavaFront(Front, AnswersPrompts, LlavaFusion):
 
     def embed(self, parts: list[Any]) -> tuple[Tensor, Tensor]:
         ids, pictures = self.prepare_prompt(parts)
-        device = self._body.get_vision_tower().device
-        ids = ids.to(device)
+        ids = ids.to(self.weights.device)
         if pictures is None:
             if (ids == IMAGE_TOKEN_INDEX).any():
                 raise InputError("a prompt without pictures has a picture's token")
             return self._body.embed_tokens(ids), ids
-        prepared = self.prepare_inputs_labels_for_multimodal(ids, None, None, None, ids, pictures.to(device))
+        prepared = self.prepare_inputs_labels_for_multimodal(
+            ids, None, None, None, ids, pictures.to(self.weights.device)
+        )
         embeds, labels = prepared[4], prepared[5]
         assert embeds is not None and labels is not None
         return embeds, labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,23 +81,21 @@ class Search:
 
     def _embed_all(self, calibration: CalibrationSet) -> list[int]:
         """Positions of each prompt that was taken, until all together reach the limit."""
-        states, front = States(self._journal, 0, len(calibration.samples)), None
+        states = States(self._journal, 0, len(calibration.samples))
         self._progress.begin("calibration prompts")
         positions: list[int] = []
-        for index, sample in enumerate(calibration.samples):
-            room = self._request.tokens - sum(positions)
-            if room <= 0:
-                break
-            if not states.has(index):
-                front = front or load_front(self._source.root, self._source, self._device)
-                embedded = front.prompt(sample, min(room, self._request.max_seq_len))
-                self._journal.write_array(_text_name(index), embedded.is_text.cpu().numpy())
-                states.write(index, embedded.states)
-            positions.append(len(states.read(index)))
-            self._progress.update(index + 1, len(calibration.samples))
+        with load_front(self._source.root, self._source, self._device) as front:
+            for index, sample in enumerate(calibration.samples):
+                room = self._request.tokens - sum(positions)
+                if room <= 0:
+                    break
+                if not states.has(index):
+                    embedded = front.prompt(sample, min(room, self._request.max_seq_len))
+                    self._journal.write_array(_text_name(index), embedded.is_text.cpu().numpy())
+                    states.write(index, embedded.states)
+                positions.append(len(states.read(index)))
+                self._progress.update(index + 1, len(calibration.samples))
         self._progress.end()
-        del front
-        gc.collect()
         return positions
 
     def layers(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ the checkpoint again with a folder ``vision_int8/`` (`models.vision_scales`): th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from export.quantization.calibration import CalibrationSet, read_calibration
 from export.quantization.request import QuantizeRequest, QuantizeResult
 from models.vision_scales import FILE, FOLDER, RECORD, write_scales
 from runtime.bundle import sha256_file
+from runtime.bundle.write import place_directory
 from runtime.errors import OutputError, UsageError
 from runtime.version import __version__
 
@@ -62,22 +64,23 @@ def _chosen(measured: Calibration) -> str:
 
 
 def _check_out(request: QuantizeRequest) -> None:
-    out = request.out
-    if out.absolute() == request.checkpoint.absolute():
-        raise UsageError(f"--out is the checkpoint itself, {out}", hint="name a new folder")
-    if not out.exists():
+    """Only what this command wrote is replaced, and only with ``force``."""
+    root, out = request.checkpoint.resolve(), request.out.resolve()
+    if root == out or root in out.parents or out in root.parents:
+        raise UsageError(f"--out {request.out} and the checkpoint {root} lie in each other", hint="name another folder")
+    if not os.path.lexists(request.out):
         return
+    if not (request.out / FOLDER / FILE).is_file():
+        raise OutputError(f"{request.out}: is there already, with other files in it", hint="name another --out")
     if not request.force:
-        raise OutputError(f"{out}: is there already", hint="add --force to replace it, or name a new folder")
-    if not (out / "config.json").is_file():
-        raise OutputError(f"{out}: is there already, and is no checkpoint", hint="name a new folder")
+        raise OutputError(f"{request.out}: a measured checkpoint is there", hint="add --force to replace it")
 
 
 def _write(
     request: QuantizeRequest, checkpoint: Checkpoint, measured: Calibration, calibration: CalibrationSet
 ) -> dict[str, Any]:
     """The new checkpoint beside ``out`` first, moved there when it is complete; returns what is in its record."""
-    out = request.out
+    out = request.out.absolute()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
@@ -87,9 +90,7 @@ def _write(
             write_scales(made / FOLDER / FILE, measured.scales)
             record = _record(made / FOLDER / FILE, measured, calibration)
             (made / FOLDER / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            if out.exists():
-                out.rename(Path(scratch) / "replaced")
-            made.rename(out)
+            place_directory(made, out)
     except OSError as problem:
         raise OutputError(
             f"{out}: cannot be written: {problem.strerror or problem}", hint="check the disk and its permissions"

@@ -17,7 +17,7 @@ from export.manifest_groups import vision_section
 from export.progress import Progress
 from export.vision.load import load_vision
 from export.vision.streamed import WithoutMemory
-from models.smoothquant import ALPHAS, Calibration, calibrate_layers, dropped_tokens, layers_computed
+from models.smoothquant import ALPHAS, Calibration, calibrate_layers, dropped_tokens, first_states, layers_computed
 from models.tiling import pictures_tiles
 from models.vision_tower import VisionTower
 from runtime.errors import ExportError
@@ -32,7 +32,7 @@ def measure_layers(checkpoint: Checkpoint, pictures: Sequence[Path], max_tiles: 
         tower = load_vision(checkpoint).tower
     inner: Any = tower.vision_tower
     inner.set_attn_implementation("sdpa")
-    hidden = _embedded(tower, _tiles(checkpoint, tower, pictures, max_tiles))
+    hidden = _embedded(checkpoint, tower, pictures, max_tiles)
     total = layers_computed(tower)
     progress.begin("measuring the vision tower")
 
@@ -46,27 +46,28 @@ def measure_layers(checkpoint: Checkpoint, pictures: Sequence[Path], max_tiles: 
     return measured
 
 
-def _tiles(checkpoint: Checkpoint, tower: VisionTower, pictures: Sequence[Path], max_tiles: int) -> list[Tensor]:
-    """Tiles [3, S, S] as the model takes them: of every picture the same number, evenly spread over its tiles."""
+def _embedded(checkpoint: Checkpoint, tower: VisionTower, pictures: Sequence[Path], max_tiles: int) -> list[Tensor]:
+    """First hidden states [1, N, D]: of every picture as many tiles, evenly spread over all that the model makes."""
     processor = tower.image_processor
     if processor is None:  # one folder holds everything
         processor = tower.processor_class.from_pretrained(checkpoint.root)
     spec = vision_section(checkpoint, "int8").tiling_spec()
     chosen = pictures[:max_tiles]
-    tiles: list[Tensor] = []
-    for path in chosen:
-        with Image.open(path) as opened:
-            (made,), _ = pictures_tiles([opened], spec, processor)
-        count = max(1, max_tiles // len(chosen))
-        tiles += [made[index * len(made) // count] for index in range(count)] if len(made) > count else list(made)
-    return tiles
-
-
-def _embedded(tower: VisionTower, tiles: Sequence[Tensor]) -> list[Tensor]:
+    states: list[Tensor] = []
     inner: Any = tower.vision_tower
-    first = [inner.embeddings, *([inner.pre_layrnorm] if hasattr(inner, "pre_layrnorm") else [])]
-    with _in_memory(*first):
-        return [tower._embed(tile[None].float()) for tile in tiles]
+    embeddings = [inner.embeddings, *([inner.pre_layrnorm] if hasattr(inner, "pre_layrnorm") else [])]
+    with _in_memory(*embeddings):
+        for path in chosen:
+            with Image.open(path) as opened:
+                (tiles,), _ = pictures_tiles([opened], spec, processor)
+            states += _spread(first_states(tower, tiles.float()), max(1, max_tiles // len(chosen)))
+    return states
+
+
+def _spread(states: Tensor, count: int) -> list[Tensor]:
+    """At most ``count`` of states [P, N, D], evenly spread, as [1, N, D] each."""
+    count = min(count, len(states))
+    return [states[index * len(states) // count][None].clone() for index in range(count)]
 
 
 def _layers(tower: VisionTower, count: int) -> Iterator[nn.Module]:
