@@ -56,6 +56,7 @@ class VilaModel(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
         self.is_loaded = False
         self.quantization = "none"
         self.head_bits = 4
+        self.quantization_note: dict[str, Any] = {}  # the checkpoint's quantization.json
         self._group_size = 128
         self._int4: list[Any] = []  # in a list, so that it is no submodule: its tensors are made, not stored
         self._without_full = ""  # why there are no full weights
@@ -124,7 +125,7 @@ class VilaModel(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
             other = MODELS[kind].__name__
             raise ExportError(f"{directory}: a decoder of type {kind!r}", hint=f"{other} loads it, or load_checkpoint")
         llm, found = load_decoder(directory, dtype)
-        self.quantization, self.head_bits = found.method, found.head_bits
+        self.quantization, self.head_bits, self.quantization_note = found.method, found.head_bits, dict(found.note)
         if found.method != "none":
             self._without_full = f"{directory} holds integer weights alone"
             self._group_size = next(m.group_size for m in llm.modules() if isinstance(m, Int4Linear))

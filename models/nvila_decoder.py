@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def load_decoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Quantization
     packed = load_packed(llm, directory, quantization.form, named="decoder", rename=decoder_name, may_lack=tied)
     llm.tie_weights()
     if packed and quantization.form is None:  # llm-awq's files, which say nothing of themselves
-        quantization = Quantization(None, "awq", quantization.head_bits)
+        quantization = replace(quantization, method="awq")
     if generation := read_generation_config(directory):
         llm.generation_config = generation
     return llm.eval(), quantization

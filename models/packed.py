@@ -7,7 +7,7 @@ compressed-tensors pack-quantized. The stored integers are used as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ class Quantization:
 
     ``form``: how packed linears are stored, None when nothing is said. ``method``: what chose the integers ("awq",
     "gptq", ...; "compressed-tensors" where nobody says more), "none" for full weights. ``head_bits``: of the LM head.
+    ``note``: all of quantization.json.
     """
 
     form: QuantizedForm | None = None
     method: str = "none"
     head_bits: int = 4
+    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_quantization(folder: Path, root: Path | None = None) -> Quantization:
@@ -53,17 +55,17 @@ def read_quantization(folder: Path, root: Path | None = None) -> Quantization:
             settings = read_json(folder / name)
     note = _read_note((root or folder) / NOTE)
     if settings is None:
-        return Quantization(head_bits=note["head_bits"])
+        return Quantization(head_bits=note.get("head_bits", 4), note=note)
     try:
         form = packing.read_quantization_config(settings)
     except ValueError as problem:
         raise ExportError(f"{folder}: quantization_config: {problem}", hint=_SUPPORTED) from problem
-    return Quantization(form, str(note.get("method", form.method)), note["head_bits"])
+    return Quantization(form, str(note.get("method", form.method)), note.get("head_bits", 4), note)
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    note = {"head_bits": 4} | (read_json(path) if path.is_file() else {})
-    if note["head_bits"] not in HEAD_BITS:
+    note = read_json(path) if path.is_file() else {}
+    if note.get("head_bits", 4) not in HEAD_BITS:
         raise ExportError(f"{path}: head_bits is {note['head_bits']!r}", hint=f"one of {HEAD_BITS}")
     return note
 

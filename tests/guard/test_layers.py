@@ -30,7 +30,7 @@ BUILD_TIME = ("torch", "transformers", "einops", "onnx", "onnxscript", "jinja2",
 ALLOWED = {
     "runtime": {"kernels"},
     "kernels": set(),
-    "models": {"kernels", "runtime.tiling", "runtime.errors"},
+    "models": {"kernels", "runtime.tiling", "runtime.errors", "runtime.bundle.write"},
     "export": {"kernels", "models"}
     | {
         f"runtime.{part}" for part in ("bundle", "tiling", "prompt", "errors", "vision", "decoder", "budget", "version")

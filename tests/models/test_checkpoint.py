@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, SiglipVisionModel
+from transformers import GenerationConfig
 
-from models import nvila_store
 from models.checkpoint import checkpoint_layout, load_checkpoint, rename_hf_llava
 from models.nvila import LlavaConfig, NVILAQwen2, get_model_config
 from models.vision_tower import CLIPVisionTower
 from models.weights import model_directory, read_tensors, weight_files
-from runtime.errors import ExportError, OutputError
+from runtime.errors import ExportError
 from tests.models import tiny
 
 
@@ -118,65 +117,6 @@ def test_original_llava_layout_equals_the_transformers_one(
 
 
 # ---- NVILA
-
-
-@pytest.mark.parametrize("options", [{}, {"tied": True}, {"scales": None, "clip": True}], ids=str)
-def test_behaviour_25_save_and_load_give_the_same_logits_and_features(
-    options: Any, checkpoints: Any, tmp_path: Path
-) -> None:
-    model, family = load_checkpoint(checkpoints("nvila", **options))
-    assert family == "nvila"
-    model.save_pretrained(tmp_path / "out")
-    again = NVILAQwen2.load_pretrained(tmp_path / "out")
-    assert torch.equal(logits(again), logits(model))
-    stack = torch.randn(2, 3, 28, 28)
-    assert torch.equal(again.encode_images(stack), model.encode_images(stack))
-    assert again.state_dict().keys() == model.state_dict().keys()
-    assert again.tiling_spec() == model.tiling_spec()
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["architectures"] == ["NVILAQwen2"]
-    assert config["_name_or_path"] == str(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
-
-
-def test_behaviour_35_a_given_state_dict_is_saved_and_not_the_live_weights(checkpoints: Any, tmp_path: Path) -> None:
-    model, _ = load_checkpoint(checkpoints("nvila"))
-    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path / "out", state_dict=state)
-    again = NVILAQwen2.load_pretrained(tmp_path / "out")
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, state[name])
-
-
-def test_behaviour_35_transformers_opens_the_parts_by_themselves(checkpoints: Any, tmp_path: Path) -> None:
-    model, _ = load_checkpoint(checkpoints("nvila"))
-    model.save_pretrained(tmp_path / "out")
-    llm = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "llm", dtype=torch.float32)
-    assert torch.equal(llm(torch.tensor([[3, 4, 5]])).logits, logits(model))
-    tower = SiglipVisionModel.from_pretrained(tmp_path / "out" / "vision_tower", dtype=torch.float32)
-    for name, tensor in model.vision_tower.vision_tower.state_dict().items():
-        assert torch.equal(tensor, tower.state_dict()[name])
-
-
-def test_behaviour_35_an_interrupted_save_leaves_the_old_checkpoint(
-    checkpoints: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
-    model, _ = load_checkpoint(checkpoints("nvila"))
-    model.save_pretrained(tmp_path / "out")
-    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-
-    def fails(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    for broken in ("save_weights", "_save_configs", "replace_directory"):
-        with monkeypatch.context() as patch:
-            patch.setattr(nvila_store, broken, fails)
-            with pytest.raises(OutputError, match="No space left"):
-                model.save_pretrained(tmp_path / "out")
-        assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
-        assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    model.save_pretrained(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_behaviour_25_resume_path_decides_between_folders_and_names(checkpoints: Any, tmp_path: Path) -> None:
