@@ -7,6 +7,7 @@ segments, manifest) and "plans" (TensorRT, on the device that runs them).
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,11 @@ from export.stages import (
     StageReport,
     cached_graphs_folder,
     previous_build,
+    scratch_beside,
     stored_graphs,
     traced_key,
 )
-from export.vision.names import PROJECTOR_FILE, TOWER_FILE
+from export.vision.names import GRAPH_FILES
 from export.vision.stored import FOLDER, TracedGraphs, link_or_copy, write_traced
 from runtime.bundle import SCHEMA, Manifest, check_target, sha256_file, write_bundle
 from runtime.bundle.manifest import ChecksSection, DecoderSection, QuantizationSection, Source, VisionPrecision
@@ -197,16 +199,18 @@ class _Build:
     def _graphs(self, directory: Path) -> ChecksSection:
         """Puts both vision graphs into the bundle; returns their checks."""
         if self._same_graphs and self._previous is not None:
-            for name in (TOWER_FILE, PROJECTOR_FILE):
-                link_or_copy(self._previous.file(name), directory / name)
+            for name in GRAPH_FILES:
+                if name in self._previous.manifest.files:
+                    link_or_copy(self._previous.file(name), directory / name)
             self._report("onnx", "unchanged", "vision graphs: unchanged, taken from the bundle that is there")
             return self._previous.manifest.checks
-        with tempfile.TemporaryDirectory(prefix="vlm-traced-") as scratch:
+        # Inside the bundle to be: on its disk, where nothing has to be copied, and not in a /tmp that may be memory.
+        with tempfile.TemporaryDirectory(prefix=".traced-", dir=directory) as scratch:
             graphs = self._f32_graphs(Path(scratch))
             limits = {"vision_error": graphs.error_limit}
             if self._request.vision_precision == "fp32":
-                for name in (TOWER_FILE, PROJECTOR_FILE):
-                    (directory / name).write_bytes((graphs.folder / name).read_bytes())
+                for name in graphs.files:
+                    (shutil.move if self._stored is None else shutil.copyfile)(graphs.folder / name, directory / name)
             else:
                 limits |= self._convert(graphs, directory)
         return ChecksSection(graphs.tower_max_error, graphs.projector_max_error, limits, prompt_conversations=0)
@@ -237,11 +241,11 @@ class _Build:
 
     def _only_graphs(self) -> BuildResult:
         """The stage "onnx" without a decoder to go with it: the graphs wait in the cache for the stage "weights"."""
-        folder = self._checkpoint.root / FOLDER
-        with tempfile.TemporaryDirectory(prefix="vlm-traced-") as scratch:
-            graphs = self._f32_graphs(Path(scratch))
+        cached = cached_graphs_folder(self._keys.traced)
+        folder = self._checkpoint.root / FOLDER if self._request.save_traced else cached
+        with scratch_beside(cached) as scratch:
+            graphs = self._f32_graphs(scratch)
             if not self._request.save_traced:
-                folder = cached_graphs_folder(self._keys.traced)
                 write_traced(graphs, folder, self._keys.traced)
         self._report("weights", "skipped", f"graphs kept in {folder}; --stage weights completes the bundle")
         return self._result(None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +15,7 @@ from export.fingerprint import TRACING_CODE, Fingerprint, code_digest
 from export.vision.names import OPSET
 from export.vision.stored import FOLDER, TracedGraphs, ours_alone, read_traced
 from runtime.bundle import MANIFEST_NAME, Bundle, cache_directory, load_bundle
-from runtime.errors import BundleError, ExportError
+from runtime.errors import BundleError, ExportError, OutputError
 
 BUILD_KEY = "x-build"  # in the manifest: the keys of the stages that made the bundle
 Action = Literal["traced", "stored graphs", "cached graphs", "quantised", "unchanged", "converted", "skipped", "kept"]
@@ -81,3 +85,19 @@ def stored_graphs(checkpoint_root: Path, key: str) -> tuple[TracedGraphs, Action
 def cached_graphs_folder(key: str) -> Path:
     """Where the stage "onnx" alone leaves its graphs for a later stage "weights"."""
     return cache_directory() / "traced" / key[:32]
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """A temporary directory on the same disk as ``folder``. Raises OutputError where none can be made."""
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".traced-", dir=folder.parent)
+    except OSError as problem:
+        raise OutputError(
+            f"{folder.parent}: traced graphs cannot be kept: {problem.strerror}", hint="set XDG_CACHE_HOME"
+        ) from problem
+    try:
+        yield Path(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -5,10 +5,11 @@ Pure arithmetic: nothing is opened. `Session.open` asks before it loads anything
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.bundle.manifest import Manifest
+from runtime.bundle.manifest import GRAPH_DATA_SUFFIX, Manifest, VisionPrecision
 from runtime.errors import MemoryLimitError
 
 PROCESS_BYTES = 80 << 20  # interpreter, numpy, tokenizer, engine library
@@ -45,9 +46,7 @@ def memory_budget(manifest: Manifest, *, kind: str = "onnx", slots: int = 1, til
     decoder, tower = manifest.decoder, manifest.vision.tower
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * decoder.max_seq_len * slots
-    # Initialisers are stored in 16 bits at best and widened to what the graph computes in.
-    widening = 2 if tower.precision == "fp32" else 1
-    vision = widening * (sizes[tower.file] + sizes[manifest.vision.projector.file])
+    vision = sum(_graph_bytes(sizes, name, tower.precision) for name in (tower.file, manifest.vision.projector.file))
     # A head in f16 is widened by the engine when it loads the graph.
     widened = 2 * decoder.vocab * decoder.hidden if manifest.quantization.head_bits == 16 else 0
     rows = tower.patches_per_tile
@@ -62,6 +61,14 @@ def memory_budget(manifest: Manifest, *, kind: str = "onnx", slots: int = 1, til
         process_bytes=PROCESS_BYTES,
         mapped_bytes=sizes[decoder.token_embeds.file],
     )
+
+
+def _graph_bytes(sizes: Mapping[str, int], graph: str, precision: VisionPrecision) -> int:
+    """Weights in the graph are stored in 16 bits at best and widened to what it computes in; others stay mapped."""
+    apart = sizes.get(f"{graph}{GRAPH_DATA_SUFFIX}")
+    if apart is not None:
+        return sizes[graph] + apart
+    return sizes[graph] * (2 if precision == "fp32" else 1)
 
 
 def check_budget(budget: Budget, available_bytes: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from runtime.bundle.manifest import GRAPH_DATA_SUFFIX
+
 OPSET = 18
 TOWER_FILE, PROJECTOR_FILE = "vision_tower.onnx", "vision_projector.onnx"
+GRAPH_FILES = tuple(name + suffix for name in (TOWER_FILE, PROJECTOR_FILE) for suffix in ("", GRAPH_DATA_SUFFIX))
 TOWER_INPUT, FEATURES, PROJECTOR_OUTPUT = "tiles", "features", "image_embeds"
 
 

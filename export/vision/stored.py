@@ -6,21 +6,23 @@ that traces. ``traced.json`` beside them holds key, hashes and measured errors.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from export.vision.names import PROJECTOR_FILE, TOWER_FILE
+from export.vision.names import GRAPH_FILES, PROJECTOR_FILE, TOWER_FILE
 from runtime.bundle import sha256_file
 from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError, OutputError
 
 FOLDER, RECORD = "onnx", "traced.json"
 _MAX_RECORD_BYTES = 64 << 10
+_COPY_BYTES = 4 << 20
 _HINT = "trace again: python -m export.build_engines <checkpoint> --trace --save-traced"
 
 
@@ -33,6 +35,11 @@ class TracedGraphs:
     projector_max_error: float
     error_limit: float
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the graphs and of the files with their weights, where they have any."""
+        return tuple(name for name in GRAPH_FILES if (self.folder / name).is_file())
+
 
 def read_traced(folder: Path, key: str) -> TracedGraphs | None:
     """The graphs in ``folder`` when they are there and were made for ``key``. Raises ExportError for damaged ones."""
@@ -43,11 +50,12 @@ def read_traced(folder: Path, key: str) -> TracedGraphs | None:
     if not isinstance(record, dict) or record.get("key") != key:
         return None
     files = record.get("files")
-    for name in (TOWER_FILE, PROJECTOR_FILE):
-        expected = files.get(name) if isinstance(files, dict) else None
-        found = sha256_file(folder / name) if (folder / name).is_file() else "missing"
-        if found != expected:
-            raise ExportError(f"{folder / name}: SHA-256 is {found}, {RECORD} says {expected}", hint=_HINT)
+    expected = files if isinstance(files, dict) else {}
+    for name in GRAPH_FILES:
+        found = sha256_file(folder / name) if (folder / name).is_file() else None
+        if found != expected.get(name) or (found is None and name in (TOWER_FILE, PROJECTOR_FILE)):
+            message = f"SHA-256 is {found or 'missing'}, {RECORD} says {expected.get(name)}"
+            raise ExportError(f"{folder / name}: {message}", hint=_HINT)
     numbers = [record.get(name) for name in ("tower_max_error", "projector_max_error", "error_limit")]
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise ExportError(f"{path}: measured errors are {numbers}, expected numbers", hint=_HINT)
@@ -62,7 +70,7 @@ def write_traced(graphs: TracedGraphs, folder: Path, key: str) -> TracedGraphs:
     """
     record: dict[str, Any] = {
         "key": key,
-        "files": {name: sha256_file(graphs.folder / name) for name in (TOWER_FILE, PROJECTOR_FILE)},
+        "files": {name: sha256_file(graphs.folder / name) for name in graphs.files},
         "tower_max_error": graphs.tower_max_error,
         "projector_max_error": graphs.projector_max_error,
         "error_limit": graphs.error_limit,
@@ -70,9 +78,13 @@ def write_traced(graphs: TracedGraphs, folder: Path, key: str) -> TracedGraphs:
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         (folder / RECORD).unlink(missing_ok=True)
-        for name in (TOWER_FILE, PROJECTOR_FILE):
-            _replace(folder / name, (graphs.folder / name).read_bytes())
-        _replace(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        for name in GRAPH_FILES:
+            if name in record["files"]:
+                with (graphs.folder / name).open("rb") as source:
+                    _replace(folder / name, source)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        _replace(folder / RECORD, io.BytesIO((json.dumps(record, indent=2) + "\n").encode()))
     except OSError as problem:
         raise OutputError(
             f"{folder}: traced graphs cannot be kept: {problem.strerror}", hint="check the disk and its permissions"
@@ -89,11 +101,11 @@ def ours_alone(folder: Path) -> bool:
     return state.st_uid == os.geteuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, source: IO[bytes]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file, _COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

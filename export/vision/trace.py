@@ -172,7 +172,7 @@ def _expected(module: nn.Module, weights: StreamedWeights, cases: Iterator[tuple
 
 
 def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], expected: list[Any]) -> float:
-    session = onnxruntime.InferenceSession(str(path), _options(path), providers=["CPUExecutionProvider"])
+    session = _session(path)
     found = (
         session.run(None, {name: value.numpy() for name, value in zip(names, case, strict=True)})[0] for case in cases
     )
@@ -183,13 +183,15 @@ def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], 
     return error
 
 
-def _options(path: Path) -> Any:
-    """For weights that lie apart: mapped and widened as they are needed, never folded or packed all at once."""
+def _session(path: Path) -> Any:
+    """Weights that lie apart stay mapped and are widened as they are needed, as at run time, not all at the start."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if data_file(path).exists():
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    apart = data_file(path).exists()
+    if apart:
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False
-    return options
+    left_out = ["ConstantFolding"] if apart else None
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
+    )

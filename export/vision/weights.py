@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.decoder.external_data import DataFile, ExternalData
 from export.decoder.safetensors_file import F32, SafetensorsFile
+from runtime.bundle.manifest import GRAPH_DATA_SUFFIX
 
 EXTERNAL_FROM_BYTES = 32 << 20  # of all weights as f32; below that a graph is one file
 INLINE_BYTES = 1 << 10  # smaller tensors stay in the graph in any case
@@ -90,7 +91,7 @@ class HeldWeight:
 
 def data_file(graph: Path) -> Path:
     """Where the weights of a graph lie that does not hold them itself."""
-    return graph.with_name(f"{graph.name}.data")
+    return graph.with_name(graph.name + GRAPH_DATA_SUFFIX)
 
 
 def store_weights(model: Any, weights: Mapping[str, Weight], path: Path) -> None:
@@ -106,7 +107,7 @@ def store_weights(model: Any, weights: Mapping[str, Weight], path: Path) -> None
     used = {name for node in graph.node for name in node.input}
     kept = {name: weights[name] for name in sorted(weights) if name in used}
     apart = 4 * sum(weight.size for weight in kept.values()) > EXTERNAL_FROM_BYTES
-    casts: dict[str, NodeProto] = {}
+    casts = []
     with ExitStack() as stack:
         external = ExternalData(stack.enter_context(DataFile(data))) if apart else None
         for name, weight in kept.items():
@@ -114,14 +115,18 @@ def store_weights(model: Any, weights: Mapping[str, Weight], path: Path) -> None
             values, stored = weight.values(dtype), name
             if dtype != np.float32:
                 stored = name + _STORED
-                casts[name] = helper.make_node("Cast", [stored], [name], name=f"widen_{name}", to=TensorProto.FLOAT)
+                casts.append(helper.make_node("Cast", [stored], [name], name=f"widen_{name}", to=TensorProto.FLOAT))
             if external is not None and values.nbytes >= INLINE_BYTES:
                 external.add(stored, values)
             else:
                 graph.initializer.append(numpy_helper.from_array(values, stored))
         if external is not None:
             graph.initializer.extend(external.initializers)
-    _insert_before_use(graph, casts)
+    # All in front: ONNX Runtime goes from the output back and takes of two inputs the one that stands later, so it
+    # computes each of these right before the node that needs it. Placed there they would all be computed at once.
+    nodes = [*casts, *graph.node]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
 
 
 def _exact_dtype(weight: Weight) -> Any:
@@ -132,13 +137,3 @@ def _exact_dtype(weight: Weight) -> Any:
             if all(np.array_equal(block.astype(dtype).astype(np.float32), block) for block in weight.blocks()):
                 return dtype
     return np.float32
-
-
-def _insert_before_use(graph: Any, casts: dict[str, NodeProto]) -> None:
-    """Each Cast stands before the first node that needs it, so that an engine that runs it frees its result soon."""
-    nodes = []
-    for node in graph.node:
-        nodes += [casts.pop(name) for name in node.input if name in casts]
-        nodes.append(NodeProto.FromString(node.SerializeToString()))
-    graph.ClearField("node")
-    graph.node.extend(nodes)

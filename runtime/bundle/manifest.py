@@ -14,6 +14,7 @@ from runtime.tiling import TilingSpec
 
 SCHEMA = 2
 MANIFEST_NAME = "manifest.json"
+GRAPH_DATA_SUFFIX = ".data"  # of the file that holds a vision graph's weights, when the graph itself does not
 
 Family = Literal["llava", "nvila"]
 TileMode = Literal["resize", "crop", "pad", "dynamic", "dynamic_s2"]

@@ -7,6 +7,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, ClosedError, EngineError
 from runtime.tiling import Grid, TileLayout, s2_matrices
+from runtime.vision.external_data import check_external_data
 from runtime.vision.onnx_session import Graph, VisionSettings, check_shape
 from runtime.vision.protocol import F32
 
@@ -29,6 +30,8 @@ class OnnxVision:
                 f"{bundle.path}: vision.projector.scale_inputs has {len(projector.scale_inputs)} pairs "
                 f"for {scales} entries of vision.tiling.scales_px"
             )
+        for name in (tower.file, projector.file):
+            check_external_data(bundle, name)
         self._tower: Graph | None = Graph(bundle.file(tower.file), settings)
         self._projector: Graph | None = Graph(bundle.file(projector.file), settings)
         check_shape(self._tower, "input", tower.input, (None, 3, tower.tile_px, tower.tile_px))
