@@ -12,6 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from export.decoder import open_decoder_checkpoint, quantize_rtn, write_decoder
+from kernels.packing import IntWeight, pack, quantization_config, quantize_nearest
 from runtime.decoder import OnnxDecoder, OnnxDecoderFiles, SessionSettings
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -92,8 +93,36 @@ def save_checkpoint(folder: Path, shape: Shape, *, seed: int = 0, weights: Array
     return folder
 
 
+def packed_weights(weights: Arrays, layout: str, group_size: int = 32) -> tuple[Arrays, dict[str, IntWeight]]:
+    """The linears of the layers as a checkpoint in this layout stores them, and their integers by canonical name."""
+    stored, integers = {}, {}
+    for name, tensor in weights.items():
+        if ".layers." in name and tensor.ndim == 2:
+            stem = name.removesuffix(".weight")
+            integers[stem.removeprefix("model.")] = weight = quantize_nearest(tensor, group_size)
+            if layout == "gptq":
+                weight.zeros[weight.zeros == 0] = 1  # which it does not hold
+            stored |= {f"{stem}.{part}": array for part, array in pack(weight, layout).items()}
+        else:
+            stored[name] = tensor
+    return stored, integers
+
+
+def save_packed(
+    folder: Path, shape: Shape, layout: str, *, group_size: int = 32, record: dict[str, Any] | None = None
+) -> dict[str, IntWeight]:
+    """Writes a quantised causal LM of this shape, with ``record`` as its quantization.json; returns its integers."""
+    stored, integers = packed_weights(shape.weights(), layout, group_size)
+    save_checkpoint(folder, shape, weights=stored)
+    described = {"quantization_config": quantization_config(layout, group_size, ["lm_head"])}
+    (folder / "config.json").write_text(json.dumps(shape.config() | described))
+    if record is not None:
+        (folder / "quantization.json").write_text(json.dumps(record))
+    return integers
+
+
 def export_decoder(
-    checkpoint: Path, out: Path, *, group_size: int = 32, accuracy_level: int = 4, max_seq_len: int = 160
+    checkpoint: Path, out: Path, *, group_size: int | None = 32, accuracy_level: int = 4, max_seq_len: int = 160
 ) -> OnnxDecoderFiles:
     """Exports a checkpoint's decoder into ``out`` and says what the runtime needs to open it."""
     out.mkdir(parents=True, exist_ok=True)

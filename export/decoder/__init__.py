@@ -8,7 +8,8 @@ Use, as the stage "weights" of the build does::
     manifest["decoder"], manifest["quantization"] = record["decoder"], record["quantization"]
 
 ``checkpoint.config`` is a :class:`DecoderConfig` (``max_context`` bounds max_seq_len), ``checkpoint.files`` are the
-files that it reads, ``checkpoint.group_size`` is that of stored integers (None: floats). ``record["files"]`` are the paths written, relative to ``bundle_dir``, flushed to disk, not hashed.
+files that it reads, ``checkpoint.group_size`` is that of stored integers (None: floats). ``record["files"]`` are the
+paths written, relative to ``bundle_dir``, flushed to disk, not hashed.
 """
 
 from __future__ import annotations

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import numpy.typing as npt
 
 from export.decoder.quantization import FORM_HINT
 from export.decoder.quantize import GROUP_SIZES
@@ -91,14 +88,11 @@ class StoredIntegers:
             for ours, spec in self._specs(stem).items():
                 theirs = self._theirs(stem, ours)
                 if theirs is not None:
-                    tensors[ours] = self._read(f"{stem.stored}.{theirs}", spec)
+                    array = self._files.read_array(f"{stem.stored}.{theirs}")
+                    tensors[ours] = exact_f16(array, theirs) if spec.kind == "float" else array
             return unpack(tensors, self.form.format, (stem.n, stem.k), self._group_size)
         except ValueError as problem:
             raise ExportError(f"{stem.stored}: {problem}", hint=FORM_HINT) from problem
-
-    def _read(self, full_name: str, spec: StoredTensor) -> npt.NDArray[Any]:
-        array = self._files.read_array(full_name)
-        return exact_f16(array, full_name) if spec.kind == "float" else array
 
     def _found(self, stem: Stem) -> frozenset[str]:
         return frozenset(name for name in TENSOR_NAMES if f"{stem.stored}.{name}" in self._files)
