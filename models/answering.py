@@ -31,10 +31,10 @@ class AnswersPrompts:
         Without ``generation_config`` the model's own defaults (greedy) up to the tokenizer's length.
         """
         ids, pixels = self.prepare_prompt(prompt)
+        own = self.generation_config  # type: ignore[attr-defined]
+        chosen = generation_config is not None
         config = complete_generation_config(
-            generation_config or self.generation_config,  # type: ignore[attr-defined]
-            self._tokenizer(),
-            self.stop_token_ids,
+            generation_config if chosen else own, self._tokenizer(), self.stop_token_ids, chosen=chosen
         )
         answer = self.generate(ids, images=pixels, generation_config=config)  # type: ignore[attr-defined]
         new = answer[0] if pixels is not None else answer[0, ids.shape[1] :]

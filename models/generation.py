@@ -35,16 +35,16 @@ def check_room(held: int, more: int, limit: int) -> None:
         )
 
 
-def settle(settings: dict[str, Any], base: GenerationConfig, prompt: int, limit: int, tokenizer: Any) -> dict[str, Any]:
+def settle(
+    settings: dict[str, Any], config: GenerationConfig, prompt: int, limit: int, tokenizer: Any
+) -> dict[str, Any]:
     """What transformers' ``generate`` is called with, beside its inputs.
 
-    ``settings`` are the caller's: fields of GenerationConfig override ``generation_config`` (else ``base``) by name,
-    and everything else goes to transformers, which names a key that it does not know. ``prompt``: positions of the
-    longest row. Raises PromptError when the answer could outgrow ``limit``.
+    ``settings`` are the caller's keywords: fields of GenerationConfig override a copy of ``config`` by name, and
+    everything else goes to transformers, which names a key that it does not know. ``prompt``: positions of the longest
+    row. Raises PromptError when the answer could outgrow ``limit``.
     """
-    own = settings.get("generation_config")
-    config = copy.deepcopy(base if own is None else own)
-    rest = {key: value for key, value in settings.items() if key != "generation_config"}
+    config, rest = copy.deepcopy(config), dict(settings)
     fields = set(vars(GenerationConfig())) & set(rest)
     for name in fields:
         setattr(config, name, rest.pop(name))

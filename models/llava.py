@@ -235,13 +235,16 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM, AnswersPromp
         assert inputs is not None, "generate needs ids"
         given = kwargs.get("attention_mask")
         mask = torch.ones_like(inputs) if given is None else given
-        limit, base = context_limit(self.config), self.generation_config
+        limit = context_limit(self.config)
+        config = kwargs.pop("generation_config", None) or self.generation_config
         if images is None:
-            return super().generate(inputs, **settle(kwargs, base, int(mask.sum(dim=1).max()), limit, self.tokenizer))
+            settings = settle(kwargs, config, int(mask.sum(dim=1).max()), limit, self.tokenizer)
+            return super().generate(inputs, **settings)
+        kwargs.pop("attention_mask", None)
         _, _, mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(inputs, None, mask, None, None, images)
-        settings = settle(kwargs, base, int(mask.sum(dim=1).max()), limit, self.tokenizer)
-        embeds, settings["attention_mask"] = left_aligned(embeds, mask)
-        return super().generate(inputs_embeds=embeds, **settings)
+        settings = settle(kwargs, config, int(mask.sum(dim=1).max()), limit, self.tokenizer)
+        embeds, mask = left_aligned(embeds, mask)
+        return super().generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
     def tiling_spec(self) -> TilingSpec:
         """How pictures are cut for this model."""

@@ -134,8 +134,8 @@ class LlavaMetaForCausalLM(ABC):
             raise InputError("generate needs input_ids")
         embeds, _, mask = self._embed(input_ids, media, media_config, None, attention_mask)
         llm, longest = self.decoder(quant_llm), int(mask.sum(dim=1).max())
-        base, limit = self.default_generation_config, context_limit(llm.config)
-        settings = settle(generation_kwargs, base, longest, limit, self.tokenizer)
+        config = self._completed(generation_kwargs.pop("generation_config", None))
+        settings = settle(generation_kwargs, config, longest, context_limit(llm.config), self.tokenizer)
         embeds, mask = left_aligned(embeds, mask)
         return llm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
@@ -148,8 +148,7 @@ class LlavaMetaForCausalLM(ABC):
         A media token inside a text is text. Without ``generation_config``, ``default_generation_config``.
         """
         ids, media, media_config = self.prepare_prompt(prompt)
-        config = self.default_generation_config if generation_config is None else self._completed(generation_config)
-        answer = self.generate(ids, media, media_config, quant_llm=quant_llm, generation_config=config)
+        answer = self.generate(ids, media, media_config, quant_llm=quant_llm, generation_config=generation_config)
         text: str = self.tokenizer.decode(answer[0], skip_special_tokens=True)
         return text.strip()
 
@@ -199,10 +198,14 @@ class LlavaMetaForCausalLM(ABC):
     @property
     def default_generation_config(self) -> GenerationConfig:
         """The decoder's own, completed with the tokenizer's ends and length; a fresh copy each time."""
-        return self._completed(self.get_llm().generation_config)  # type: ignore[attr-defined]
+        own = self.get_llm().generation_config  # type: ignore[attr-defined]
+        return complete_generation_config(own, self.tokenizer, self.tokenizer.stop_token_ids)
 
-    def _completed(self, config: GenerationConfig) -> GenerationConfig:
-        return complete_generation_config(config, self.tokenizer, self.tokenizer.stop_token_ids)
+    def _completed(self, config: GenerationConfig | None) -> GenerationConfig:
+        """A caller's settings with what they leave open; the defaults without any."""
+        if config is None:
+            return self.default_generation_config
+        return complete_generation_config(config, self.tokenizer, self.tokenizer.stop_token_ids, chosen=True)
 
     def tiling_spec(self) -> TilingSpec:
         """How pictures are cut for this model."""

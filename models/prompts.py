@@ -75,20 +75,26 @@ def _places(part: Any, media: Media, num_frames: int, frames_as_pictures: bool) 
 
 
 def complete_generation_config(
-    base: GenerationConfig | None, tokenizer: Any, stop_ids: Sequence[int]
+    base: GenerationConfig | None, tokenizer: Any, stop_ids: Sequence[int], *, chosen: bool = False
 ) -> GenerationConfig:
     """A copy of ``base`` with what the tokenizer knows filled in: ends, padding, and the length that fits.
 
-    Raises ConfigError for a tokenizer without an end token.
+    ``chosen``: the caller chose ``base``, so the ends and the padding that it names stay; a checkpoint's own ones give
+    way to those of its chat template. Raises ConfigError for a tokenizer without an end token.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end-of-sequence token", hint="set eos_token in tokenizer_config.json")
     config = copy.deepcopy(base) if base is not None else GenerationConfig()
     if config.max_length in (None, _LIBRARY_MAX_LENGTH) and config.max_new_tokens is None:
         config.max_length = int(min(tokenizer.model_max_length, 2**31 - 1))
-    config.pad_token_id = _first(tokenizer.pad_token_id, tokenizer.eos_token_id)
-    config.bos_token_id = _first(tokenizer.bos_token_id, tokenizer.eos_token_id)
-    config.eos_token_id = list(stop_ids)
+    known = {
+        "pad_token_id": _first(tokenizer.pad_token_id, tokenizer.eos_token_id),
+        "bos_token_id": _first(tokenizer.bos_token_id, tokenizer.eos_token_id),
+        "eos_token_id": list(stop_ids),
+    }
+    for name, value in known.items():
+        if not chosen or getattr(config, name) is None:
+            setattr(config, name, value)
     return config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig
 
 from models.media import Image, Video
 from models.prompts import complete_generation_config
@@ -104,29 +104,6 @@ def test_behaviour_20_a_history_in_two_chunks_equals_one_pass_and_the_cache_refu
         model.stream_gen(more, None, None, length, False, False)
     with pytest.raises(PromptError, match="exceed the decoder's 2048"):
         model.stream_gen(torch.zeros(1, 2048, dtype=torch.long), None, None, length, True, False)
-
-
-class _After(StoppingCriteria):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= 2)
-
-
-def test_behaviour_37_generation_settings_are_honoured_by_name(loaded) -> None:
-    model = loaded("nvila")
-    ids, media, config = model.prepare_prompt("hello")
-    long = model.generate(ids, media, config, quant_llm=False, max_new_tokens=12, do_sample=False, eos_token_id=-1)
-    assert long.shape == (1, 12)
-    first, second = long[0, 0].item(), long[0, 1].item()
-    ended = model.generate(ids, quant_llm=False, max_new_tokens=12, do_sample=False, eos_token_id=second)
-    assert ended[0].tolist() == [first, second]
-    criteria = StoppingCriteriaList([_After()])
-    assert model.generate(ids, quant_llm=False, max_new_tokens=12, stopping_criteria=criteria).shape[1] == 2
-    banned = GenerationConfig(max_new_tokens=1, suppress_tokens=[first])
-    assert model.generate(ids, quant_llm=False, generation_config=banned)[0, 0].item() != first
-    with pytest.raises(ValueError, match="max_new_tokns"):
-        model.generate(ids, quant_llm=False, max_new_tokns=3)
-    with pytest.raises(InputError, match="input_ids"):
-        model.generate(quant_llm=False)
 
 
 def test_behaviour_37_parts_may_be_paths_pictures_and_arrays(loaded, tmp_path: Path) -> None:
