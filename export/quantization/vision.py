@@ -103,7 +103,10 @@ def _copy(source: Path, target: Path) -> None:
     from export.vision.stored import link_or_copy
 
     for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
+        inside = path.relative_to(source)
+        if any(part.startswith(".") for part in inside.parts):  # what downloads and version control leave
+            continue
+        place = target / inside
         if path.is_dir():
             place.mkdir(parents=True, exist_ok=True)
         elif path.suffix in _WEIGHTS:

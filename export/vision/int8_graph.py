@@ -93,7 +93,7 @@ class _Rewriter:
         """Divides a norm's constants by the smoothing scales, which are returned."""
         largest: list[F32] = []
         for linear in SMOOTHED[norm]:
-            largest.append(np.abs(weight_rows(layer.products[linear], self._constants)).max(axis=0))
+            largest.append(np.abs(self._weight(layer.products[linear], index, linear)).max(axis=0))
         factor = self._scales.smoothing(index, norm, np.maximum.reduce(largest))
         node = layer.norms[norm]
         for place, part in ((1, "weight"), (2, "bias")):
@@ -101,6 +101,11 @@ class _Rewriter:
                 name = f"layers.{index}.{norm}.{part}_smoothed"
                 node.input[place] = self._add(name, self._constants.read(node.input[place]) / factor)
         return factor
+
+    def _weight(self, product: Any, index: int, linear: str) -> F32:
+        rows = weight_rows(product, self._constants)
+        check_measured(rows, index, linear, self._scales)
+        return rows
 
     def _quantize_input(self, product: Any, name: str, scale: np.float32) -> str:
         scale_name = self._add(f"{name}.input_scale", np.asarray(scale, np.float32))
@@ -115,8 +120,7 @@ class _Rewriter:
         return back
 
     def _quantize_weight(self, product: Any, index: int, linear: str, factor: F32 | None) -> str:
-        name, rows = linear_name(index, linear), weight_rows(product, self._constants)
-        check_measured(rows, index, linear, self._scales)
+        name, rows = linear_name(index, linear), self._weight(product, index, linear)
         if factor is not None:
             rows *= factor
         scales = weight_scales(rows)
@@ -132,6 +136,7 @@ class _Rewriter:
         return back
 
     def _add(self, name: str, values: npt.NDArray[Any]) -> str:
+        """A new constant; large ones go to the external data, if there is any."""
         if self._data is not None and values.nbytes >= _EXTERNAL_FROM:
             self._data.add(name, values)
             self._added.append(self._data.initializers[-1])
@@ -147,19 +152,20 @@ class _Rewriter:
             if not wanted.isdisjoint(node.output):
                 kept.append(type(node).FromString(node.SerializeToString()))
                 wanted.update(node.input)
-        old = [tensor for tensor in self._graph.initializer if tensor.name in wanted]
-        initializers = [*(self._moved(tensor) for tensor in old), *self._added]
-        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in initializers]
+        for tensor in self._graph.initializer:
+            if tensor.name in wanted:
+                self._keep(tensor)
+        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in self._added]
         self._graph.ClearField("node")
         self._graph.node.extend(reversed(kept))
         self._graph.ClearField("initializer")
         self._graph.initializer.extend(sorted(copies, key=lambda tensor: str(tensor.name)))
 
-    def _moved(self, tensor: Any) -> Any:
+    def _keep(self, tensor: Any) -> None:
         """A constant that stays as it is; external data goes to the new file."""
-        if self._data is None or tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return tensor
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
-        self._data.add(tensor.name, numpy_helper.to_array(copy, str(self._folder)))
-        return self._data.initializers[-1]
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            self._add(tensor.name, numpy_helper.to_array(copy, str(self._folder)))
+        else:
+            self._added.append(copy)

@@ -18,6 +18,7 @@ from models.smoothquant.calibrate import (
     calibration_tiles,
     dropped_tokens,
     feature_error,
+    first_states,
     layers_computed,
     measure_activations,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "calibration_tiles",
     "dropped_tokens",
     "feature_error",
+    "first_states",
     "layers_computed",
     "linear_name",
     "measure_activations",

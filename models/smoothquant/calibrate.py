@@ -104,10 +104,38 @@ def measure_activations(tower: VisionTower, batches: Iterable[Tensor | list[Tens
 
 @torch.no_grad()
 def calibrate_tower(tower: VisionTower, tiles: Tensor, *, alphas: Sequence[float] = ALPHAS) -> Calibration:
-    """``calibrate_layers`` for a tower in memory, for tiles [T, 3, S, S] of its own size."""
+    """``calibrate_layers`` for a tower in memory; tiles [T, 3, S, S] as its ``forward`` takes them."""
     layers = tower.vision_tower.encoder.layers[: layers_computed(tower)]
-    hidden = [tower._embed(tile[None].to(device=tower.device, dtype=tower.dtype)) for tile in tiles]
+    hidden = list(first_states(tower, tiles).split(1))
     return calibrate_layers(hidden, layers, alphas=alphas, skip_tokens=dropped_tokens(tower))
+
+
+class _Reached(Exception):
+    """The first encoder layer was called; nothing behind it is wanted."""
+
+
+@torch.no_grad()
+def first_states(tower: VisionTower, tiles: Tensor) -> Tensor:
+    """What enters the first encoder layer for tiles [T, 3, S, S], [P, N, D]: P is T, or for static S² all pieces.
+
+    Needs the embeddings' weights alone. Raises InputError for a tower whose features need no encoder layer.
+    """
+    if not layers_computed(tower):
+        raise InputError("the features of this vision tower are its embeddings: there is no layer to measure")
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0])
+        raise _Reached
+
+    handle = tower.vision_tower.encoder.layers[0].register_forward_pre_hook(stop)
+    try:
+        tower.features(tiles)
+    except _Reached:
+        return seen[0]
+    finally:
+        handle.remove()
+    raise AssertionError("the tower did not call its first encoder layer")
 
 
 def layers_computed(tower: VisionTower) -> int:

@@ -16,7 +16,6 @@ from export.vision import trace
 from export.vision.graph import max_error, operators
 from export.vision.load import load_vision
 from export.vision.names import OPSET, PROJECTOR_FILE, TOWER_FILE, scale_inputs
-from export.vision.precision import LIMITS, convert
 from export.vision.trace import TraceErrors, trace_vision
 from models.checkpoint import load_checkpoint
 from runtime.errors import ExportError
@@ -156,27 +155,3 @@ def test_values_that_are_not_finite_are_refused() -> None:
     for wrong in (np.array([np.nan, 0]), np.zeros(3)):
         with pytest.raises(ExportError):
             max_error([wrong], [np.zeros(2)])
-
-
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_narrow_graphs_stay_near_the_f32_graph(
-    nvila: tuple[Path, Path, TraceErrors], tmp_path: Path, precision: Any
-) -> None:
-    _, graphs, _ = nvila
-    error = convert(graphs, tmp_path, precision, 28)
-    assert 0 < error <= LIMITS[precision]
-    tiles = noise(2, 3, 28, 28)
-    wide, narrow = (run(folder / TOWER_FILE, tiles=tiles) for folder in (graphs, tmp_path))
-    assert narrow.dtype == np.float32
-    assert np.abs(wide - narrow).max() <= LIMITS[precision] * np.abs(wide).max()
-    wanted = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8
-    kinds = {tensor.data_type for tensor in onnx.load(tmp_path / TOWER_FILE).graph.initializer}
-    assert wanted in kinds
-
-
-def test_narrow_graph_that_leaves_the_limit_is_refused(
-    nvila: tuple[Path, Path, TraceErrors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(LIMITS, "int8", 1e-9)  # type: ignore[call-overload]
-    with pytest.raises(ExportError, match="int8"):
-        convert(nvila[1], tmp_path, "int8", 28)
