@@ -157,6 +157,15 @@ def _unpack(tensors: dict[str, Tensor], form: QuantizedForm | None, shape: tuple
         layout, group_size = found
     else:
         layout, group_size = form.format, form.group_size or shape[1]
+    return unpack_tensors(tensors, layout, shape, group_size)
+
+
+def unpack_tensors(tensors: Mapping[str, Tensor], layout: str, shape: tuple[int, int], group_size: int) -> IntWeight:
+    """The integers of a linear of ``shape`` (N, K) in a layout of ``kernels.packing.CHECKPOINT_FORMATS``.
+
+    ``tensors`` as the checkpoint names them, without the linear's name. Raises ValueError for what the layout does not
+    have, has in another shape, or gives no meaning.
+    """
     aliases = packing.ALIASES.get(layout, {})
     arrays = {aliases.get(name, name): as_array(tensor) for name, tensor in tensors.items()}
     expected = packing.stored_tensors(layout, shape, group_size)
