@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from models.nvila_stream import StreamState
+from models.prompts import as_conversation, take_apart
+
 ROUNDS = 5
 DECODE_STEPS = 16
 _logger = logging.getLogger(__name__)
@@ -24,19 +27,24 @@ def measure(
     """Medians and spreads over ``rounds``: vision ms, prefill ms, decode tokens/s over ``steps`` greedy tokens."""
     ids, media, media_config = model.prepare_prompt(prompt)
     times: dict[str, list[float]] = {"vision_ms": [], "prefill_ms": [], "decode_tokens_per_s": []}
-    length = 0
-    for _ in range(rounds):
-        vision_ms, (embeds, _, _) = _timed(model, lambda: model._embed(ids, media, media_config, None, None))
-        llm, length = model.decoder(quant_llm), embeds.shape[1]
-        prefill_ms, logits = _timed(model, lambda llm=llm, embeds=embeds: model._stream.feed(llm, embeds, 0))
-        decode_ms, _ = _timed(model, lambda logits=logits, n=length: _decode(model, logits, n, steps, quant_llm))
-        times["vision_ms"].append(vision_ms)
-        times["prefill_ms"].append(prefill_ms)
-        times["decode_tokens_per_s"].append(1000.0 * steps / decode_ms)
-    pictures = [list(tensor.shape[-2:]) for tensor in media.get("image", [])[:1]]
+    length, conversation = 0, model._stream
+    model._stream = StreamState()  # a conversation that is under way keeps its cache
+    try:
+        for _ in range(rounds):
+            vision_ms, (embeds, _, _) = _timed(model, lambda: model._embed(ids, media, media_config, None, None))
+            llm, length = model.decoder(quant_llm), embeds.shape[1]
+            prefill_ms, logits = _timed(model, lambda llm=llm, embeds=embeds: model._stream.feed(llm, embeds, 0))
+            decode_ms, _ = _timed(model, lambda logits=logits, n=length: _decode(model, logits, n, steps, quant_llm))
+            times["vision_ms"].append(vision_ms)
+            times["prefill_ms"].append(prefill_ms)
+            times["decode_tokens_per_s"].append(1000.0 * steps / decode_ms)
+    finally:
+        model._stream = conversation
+    images = list(media.get("image", []))
     return {
-        "tile_px": pictures[0] if pictures else None,
-        "tiles": len(media.get("image", [])),
+        "images_px": _sizes(model, prompt),
+        "tile_px": list(images[0].shape[-2:]) if images else None,
+        "tiles": len(images) + sum(len(video) for video in media.get("video", [])),
         "prompt_tokens": length,
         "quant_llm": quant_llm,
         "n": rounds,
@@ -44,18 +52,25 @@ def measure(
     }
 
 
+def _sizes(model: Any, prompt: Any) -> list[list[int]]:
+    """(width, height) of each picture of the prompt, and of each video's frames."""
+    _, found = take_apart(as_conversation(prompt), model.tiling_spec().video_frames)
+    return [list(image.size) for image in [*found.images, *(frames[0] for frames in found.videos)]]
+
+
 def report(result: dict[str, Any]) -> None:
     """Write the result as a table to standard output and as JSON to the log."""
     _logger.info("%s", json.dumps(result))
+    sizes = ", ".join(f"{width}x{height}" for width, height in result["images_px"])
     lines = [
-        f"{'tiles':24}{result['tiles']} of {result['tile_px']} px",
+        f"{'image size px':24}{sizes or 'none'}",
+        f"{'tiles':24}{result['tiles']}",
         f"{'prompt tokens':24}{result['prompt_tokens']}",
+        f"{'':24}{'median':>10}{'min':>10}{'max':>10}{'n':>4}",
     ]
     for name in ("vision_ms", "prefill_ms", "decode_tokens_per_s"):
-        summary = result[name]
-        lines.append(
-            f"{name:24}{summary['median']:.2f}  ({summary['min']:.2f} to {summary['max']:.2f}, n={result['n']})"
-        )
+        values = "".join(f"{result[name][key]:10.2f}" for key in ("median", "min", "max"))
+        lines.append(f"{name:24}{values}{result['n']:4}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

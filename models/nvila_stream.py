@@ -57,20 +57,18 @@ def expand_tiles(input_ids: Tensor, num_tiles: int, tokenizer: Any) -> Tensor:
     ids = input_ids[0].tolist()
     if ids.count(image_id) != 1 or num_tiles < 1:
         return input_ids
-    place = ids.index(image_id)
-    newline = _ids_after_image("\n", tokenizer)
-    following = ids[place + 1 : place + 1 + len(newline)]
-    if takes_parts(tokenizer) or (num_tiles == 1 and following == newline):
-        middle = ([image_id, *newline] * num_tiles)[: -len(newline)]
-        return input_ids.new_tensor([ids[:place] + middle + ids[place + 1 :]])
+    place, newline = ids.index(image_id), _ids_after_image("\n", tokenizer)
     added = set(tokenizer.get_added_vocab().values())
     end = next((index for index in range(place + 1, len(ids)) if ids[index] in added), len(ids))
     text = tokenizer.decode(ids[place + 1 : end], clean_up_tokenization_spaces=False)
+    if takes_parts(tokenizer) or (num_tiles == 1 and text.startswith("\n")):
+        tiles = ([image_id, *newline] * num_tiles)[: -len(newline)]
+        return input_ids.new_tensor([ids[:place] + tiles + ids[place + 1 :]])
     joined = _ids_after_image("\n" + text, tokenizer)
     if _ids_after_image(text, tokenizer) != ids[place + 1 : end]:
         joined = newline + ids[place + 1 : end]  # ids that no text gives: they stay as they are
-    middle = [image_id, *newline] * (num_tiles - 1) + [image_id, *joined]
-    return input_ids.new_tensor([ids[:place] + middle + ids[end:]])
+    tiles = [image_id, *newline] * (num_tiles - 1) + [image_id, *joined]
+    return input_ids.new_tensor([ids[:place] + tiles + ids[end:]])
 
 
 def _ids_after_image(text: str, tokenizer: Any) -> list[int]:

@@ -151,14 +151,3 @@ def test_several_pictures_are_not_tiled_and_one_is(loaded) -> None:
     _, media, config = model.prepare_prompt([picture(90, 40), picture(40, 40), "q"])
     assert len(config["image"]["block_sizes"]) == 2
     assert isinstance(model.generate_content([picture(90, 40), picture(40, 40), "q"], SHORT), str)
-
-
-def test_benchmark_prints_one_table_on_the_loaded_weights(loaded, capsys, caplog) -> None:
-    model = loaded("nvila")
-    with caplog.at_level(logging.INFO):
-        assert model.benchmark([picture(60, 60), "q"], quant_llm=False) is None
-    out = capsys.readouterr().out
-    assert [line.split("  ")[0].strip() for line in out.splitlines()] == [
-        "tiles", "prompt tokens", "vision_ms", "prefill_ms", "decode_tokens_per_s",
-    ]  # fmt: skip
-    assert '"prefill_ms": {"median"' in caplog.text
