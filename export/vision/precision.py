@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
+from export.vision.sessions import open_graph
 from models.vision_scales import FILE, FOLDER, read_scales
 from runtime.bundle.manifest import VisionPrecision
 from runtime.errors import ExportError
@@ -32,18 +33,20 @@ def convert(
     ``LIMITS``, or onnxruntime is not installed.
     """
     try:
-        runtime = importlib.import_module("onnxruntime")
+        importlib.import_module("onnxruntime")
     except ImportError as problem:
         raise ExportError(
             f"--vision-precision {precision} needs onnxruntime", hint="pip install onnxruntime"
         ) from problem
     if precision == "fp16":
+        from export.vision.half_graph import write_half_graph
+
         for name in (TOWER_FILE, PROJECTOR_FILE):
-            _to_half(source / name, target / name)
+            write_half_graph(source / name, target / name)
     else:
         _to_int8(source, target, checkpoint)
     tiles = _tiles(tile_px)
-    want, found = (_run(runtime, folder / TOWER_FILE, tiles) for folder in (source, target))
+    want, found = (_run(folder / TOWER_FILE, tiles) for folder in (source, target))
     error = float(np.abs(found - want).max() / np.abs(want).max())
     if not error <= LIMITS[precision]:
         message = f"the {precision} vision tower differs by {error:.3g} of its largest value, the limit is"
@@ -80,54 +83,7 @@ def _tiles(side: int) -> np.ndarray[Any, Any]:
     return tiles.astype(np.float32)
 
 
-def _run(runtime: Any, path: Path, tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _run(path: Path, tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    session = open_graph(path)
     features: np.ndarray[Any, Any] = session.run(None, {session.get_inputs()[0].name: tiles})[0]
     return features
-
-
-def _folded(path: Path) -> Any:
-    """The graph with its stored weights widened, because the quantiser looks for f32 initialisers."""
-    onnx = importlib.import_module("onnx")
-    model = onnx.load(str(path))
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == onnx.TensorProto.FLOAT:
-            tensor = stored.pop(node.input[0])
-            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, node.output[0]))
-        else:
-            nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    graph.ClearField("node")
-    graph.node.extend(kept)
-    return model
-
-
-def _sort(model: Any) -> None:
-    """Puts every node behind the nodes whose outputs it takes; the order is kept where it may be."""
-    graph = model.graph
-    ready = {value.name for value in (*graph.input, *graph.initializer)} | {""}
-    waiting = [type(node).FromString(node.SerializeToString()) for node in graph.node]
-    graph.ClearField("node")
-    while waiting:
-        placed = [node for node in waiting if ready.issuperset(node.input)]
-        if not placed:
-            raise ExportError("the fp16 graph has nodes whose inputs nothing computes", hint=_HINT)
-        graph.node.extend(placed)
-        ready |= {name for node in placed for name in node.output}
-        waiting = [node for node in waiting if not ready.issuperset(node.output)]
-
-
-def _to_half(source: Path, target: Path) -> None:
-    float16 = importlib.import_module("onnxruntime.transformers.float16")
-    onnx = importlib.import_module("onnx")
-    model = float16.convert_float_to_float16(_folded(source), keep_io_types=True, disable_shape_infer=False)
-    model.graph.ClearField("value_info")
-    _sort(model)
-    target.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(target), full_check=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from export.vision.capture import capture
 from export.vision.graph import clean, max_error, save
 from export.vision.load import VisionModules, load_vision
 from export.vision.names import FEATURES, PROJECTOR_FILE, PROJECTOR_OUTPUT, TOWER_FILE, TOWER_INPUT, scale_inputs
+from export.vision.sessions import open_graph
 from export.vision.streamed import StreamedWeights, WithoutMemory
 from export.vision.weights import data_file, store_weights
 from runtime.decoder.free_memory import return_free_memory
@@ -172,7 +172,7 @@ def _expected(module: nn.Module, weights: StreamedWeights, cases: Iterator[tuple
 
 
 def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], expected: list[Any]) -> float:
-    session = _session(path)
+    session = open_graph(path)
     found = (
         session.run(None, {name: value.numpy() for name, value in zip(names, case, strict=True)})[0] for case in cases
     )
@@ -181,17 +181,3 @@ def _compare(path: Path, names: list[str], cases: Iterator[tuple[Tensor, ...]], 
     if error > limit:
         raise ExportError(f"{path.name}: differs from torch by {error:.3g}, the limit is {limit:.3g}")
     return error
-
-
-def _session(path: Path) -> Any:
-    """Weights that lie apart stay mapped and are widened as they are needed, as at run time, not all at the start."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    apart = data_file(path).exists()
-    if apart:
-        options.enable_mem_pattern = False
-        options.enable_cpu_mem_arena = False
-    left_out = ["ConstantFolding"] if apart else None
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
-    )
