@@ -49,6 +49,34 @@ def test_the_llm_folder_of_a_vila_checkpoint_is_used(tmp_path: Path) -> None:
         assert checkpoint.files == (tmp_path / "llm" / "config.json", tmp_path / "llm" / "model.safetensors")
 
 
+@pytest.mark.parametrize("vocab", [64, 67])
+def test_llavas_own_layout_has_tower_and_projector_beside_the_decoder(tmp_path: Path, vocab: int) -> None:
+    """One file, the decoder's configuration at the top, and as many rows as the authors stored."""
+    shape = with_shape(vocab=vocab)
+    extra = {
+        "model.mm_projector.0.weight": np.ones((128, 16), np.float32),
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": np.ones((8, 8), np.float32),
+    }
+    save_checkpoint(tmp_path, shape, weights=shape.weights() | extra)
+    (tmp_path / "config.json").write_text(json.dumps(shape.config() | {"model_type": "llava", "vocab_size": 64}))
+    with open_decoder_checkpoint(tmp_path) as checkpoint:
+        assert (checkpoint.config.family, checkpoint.vocab, checkpoint.embed_rows) == ("llama", vocab, vocab)
+        first = checkpoint.layer(0)["q"]
+        stored = shape.weights()["model.layers.0.self_attn.q_proj.weight"]
+        assert np.array_equal(np.concatenate(list(checkpoint.rows(first, 4096))), stored)
+
+
+def test_vila_on_llama_has_its_scaled_positions_in_the_llm_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava_llama", "architectures": ["LlavaLlamaModel"]}')
+    shape = with_shape(rope=(), context=160)
+    save_checkpoint(tmp_path / "llm", shape)
+    written = {**shape.config(), "rope_theta": 1e4, "rope_scaling": {"factor": 2.0, "type": "linear"}}
+    del written["rope_parameters"]
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(written))
+    with open_decoder_checkpoint(tmp_path) as checkpoint:
+        assert (checkpoint.config.family, checkpoint.config.max_context) == ("llama", 320)
+
+
 def test_a_tied_head_is_the_token_table(tmp_path: Path) -> None:
     shape = with_shape(family="qwen2", tied=True)
     with open_decoder_checkpoint(save_checkpoint(tmp_path, shape)) as checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.decoder.quantize import quantize_rtn
+from export.decoder.quantize import choose_group_size, quantize_rtn
 from kernels.packing import quantize_nearest
 from runtime.errors import ExportError
 
@@ -38,3 +38,17 @@ def test_a_group_that_does_not_divide_names_one_that_does(k: int, group: int, hi
     with pytest.raises(ExportError) as caught:
         quantize_rtn(np.zeros((1, k), np.float32), group)
     assert hint in str(caught.value.hint)
+
+
+def test_stored_groups_win_over_none_and_refuse_others() -> None:
+    assert choose_group_size(None, None) == 128
+    assert choose_group_size(64, None) == 64
+    assert choose_group_size(None, 32) == choose_group_size(32, 32) == 32
+    with pytest.raises(ExportError, match="--group-size 128: the checkpoint's integers are in groups of 32") as caught:
+        choose_group_size(128, 32)
+    assert "--group-size 32" in str(caught.value.hint)
+
+
+def test_eight_bits_go_through_the_same_quantiser() -> None:
+    weight = np.random.default_rng(1).normal(0, 1, (10, 128)).astype(np.float32)
+    assert quantize_rtn(weight, 64, bits=8).equals(quantize_nearest(weight, 64, 8))

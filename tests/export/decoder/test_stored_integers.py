@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -326,27 +327,27 @@ def test_a_configuration_without_integers_and_integers_without_one_are_refused(t
 
 
 def test_one_matrix_at_a_time_is_in_memory(tmp_path: Path) -> None:
-    """Eight layers of 8.9 MB pass through a process whose peak grows by far less than the 75 MB of all."""
+    """Eight layers of 8.9 MB pass through a process whose peak grows by far less than the 75 MB of all.
+
+    Their largest matrices are stored in several blocks of rows.
+    """
     shape = Shape(hidden=1024, layers=8, heads=8, kv_heads=8, head_dim=128, ffn=4096, vocab=64)
     rng = np.random.default_rng(0)
     parts = {}
-    for n, k in {(1024, 1024), (4096, 1024), (1024, 4096)}:
-        groups = (n, k // 128)
-        q, zeros = (rng.integers(0, 16, side, dtype=np.uint8) for side in ((n, k), groups))
-        parts[n, k] = pack(IntWeight(q, zeros, np.full(groups, 0.01, np.float16), 128), "autoawq-gemm")
-    stored: Arrays = {}
-    for name, tensor in (
-        with_shape(hidden=1024, layers=1, heads=8, kv_heads=8, head_dim=128, ffn=4096, vocab=64).weights().items()
-    ):
-        for index in range(8) if ".layers." in name else [0]:
+    for n, k in ((1024, 1024), (4096, 1024), (1024, 4096)):
+        q, zeros = (rng.integers(0, 16, side, dtype=np.uint8) for side in ((n, k), (n, k // 128)))
+        parts[n, k] = IntWeight(q, zeros, np.full((n, k // 128), 0.01, np.float16), 128)
+    packed = {side: pack(weight, "autoawq-gemm") for side, weight in parts.items()}
+    one = replace(shape, layers=1).weights()
+    stored: Arrays = {name: tensor for name, tensor in one.items() if ".layers." not in name}
+    for name, tensor in one.items():
+        for index in range(8) if ".layers." in name else ():
             here = name.replace(".layers.0.", f".layers.{index}.")
-            packed = parts.get(tensor.shape) if ".layers." in name else None
-            stem = here.removesuffix("weight")
-            stored |= {here: tensor} if packed is None else {stem + part: array for part, array in packed.items()}
+            tensors = packed.get(tensor.shape, {})
+            stored |= {here.removesuffix("weight") + part: array for part, array in tensors.items()} or {here: tensor}
     save_checkpoint(tmp_path / "checkpoint", shape, weights=stored)
     described = {"quantization_config": quantization_config("autoawq-gemm", 128, [])}
     (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(shape.config() | described))
-    size = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
     program = f"""
 import json
 from pathlib import Path
@@ -354,12 +355,20 @@ from export.decoder import open_decoder_checkpoint, write_decoder
 peak = lambda: 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 before = peak()
 with open_decoder_checkpoint(Path({str(tmp_path / "checkpoint")!r})) as checkpoint:
-    write_decoder(checkpoint, Path({str(tmp_path)!r}), max_seq_len=16)
-print(json.dumps(peak() - before))
+    record = write_decoder(checkpoint, Path({str(tmp_path)!r}), max_seq_len=16)
+print(json.dumps([peak() - before, record["quantization"]["digest"]]))
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert size > 70_000_000
-    assert json.loads(run.stdout) < 50_000_000
+    grown, digest = json.loads(run.stdout)
+    assert (tmp_path / "checkpoint" / "model.safetensors").stat().st_size > 70_000_000
+    assert grown < 50_000_000
+    sides = [(1024, 1024)] * 4 + [(4096, 1024)] * 2 + [(1024, 4096)]
+    names = [(f"layers.{i}.{short}_proj", side) for i in range(8) for short, side in zip(ORDER, sides, strict=True)]
+    expected = WeightDigest()
+    for name, side in names:
+        expected.add(name, parts[side])
+    expected.add("lm_head", quantize_nearest(one["lm_head.weight"], 128))
+    assert digest == expected.hexdigest()
 
 
 def test_floats_are_still_rounded_to_nearest(tmp_path: Path) -> None:
