@@ -26,6 +26,7 @@ from export.vision.encoder_graph import (
     load_graph,
     weight_rows,
 )
+from export.vision.weights import INLINE_BYTES, data_file
 from models.vision_scales import (
     F32,
     LINEARS,
@@ -38,19 +39,19 @@ from models.vision_scales import (
 )
 from runtime.errors import ExportError
 
-_EXTERNAL_FROM = 1024  # bytes; what shape inference may want to read is smaller
 _ZERO = "int8_zero"
 
 
 def write_int8_tower(source: Path, target: Path, scales: ActivationScales) -> None:
     """Writes ``source`` with the linear layers of its encoder in int8 to ``target``; both may have external data.
 
-    The new graph has an external ``<target>.data`` when the source has one. Raises ExportError when layers, shapes or
-    weights are not those that were measured.
+    The new graph has external data (``export.vision.weights.data_file``) when the source has. Raises ExportError when
+    layers, shapes or weights are not those that were measured.
     """
     model = load_graph(source)
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
-    with DataFile(target.with_name(target.name + ".data")) if external else nullcontext() as file:
+    data_file(target).unlink(missing_ok=True)
+    with DataFile(data_file(target)) if external else nullcontext() as file:
         _Rewriter(model.graph, source.parent, scales, None if file is None else ExternalData(file)).run()
     target.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(target), full_check=True)
@@ -137,7 +138,7 @@ class _Rewriter:
 
     def _add(self, name: str, values: npt.NDArray[Any]) -> str:
         """A new constant; large ones go to the external data, if there is any."""
-        if self._data is not None and values.nbytes >= _EXTERNAL_FROM:
+        if self._data is not None and values.nbytes >= INLINE_BYTES:
             self._data.add(name, values)
             self._added.append(self._data.initializers[-1])
         else:

@@ -22,9 +22,7 @@ _TILES, _PATCHES = 3, 7
 _HINT = "use --vision-precision fp32"
 
 
-def convert(
-    source: Path, target: Path, precision: VisionPrecision, tile_px: int, checkpoint: Path | None = None
-) -> float:
+def convert(source: Path, target: Path, precision: VisionPrecision, tile_px: int, checkpoint: Path) -> float:
     """Writes both graphs of ``source`` in ``precision`` into ``target``; returns the tower's relative error.
 
     "fp16": every operator in f16, inputs and outputs f32. "int8": the linear layers of the tower's encoder in int8 with
@@ -65,10 +63,10 @@ def scales_file(checkpoint: Path) -> Path:
     return path
 
 
-def _to_int8(source: Path, target: Path, checkpoint: Path | None) -> None:
+def _to_int8(source: Path, target: Path, checkpoint: Path) -> None:
     from export.vision.int8_graph import write_int8_tower
 
-    write_int8_tower(source / TOWER_FILE, target / TOWER_FILE, read_scales(scales_file(checkpoint or source)))
+    write_int8_tower(source / TOWER_FILE, target / TOWER_FILE, read_scales(scales_file(checkpoint)))
     for path in source.glob(f"{PROJECTOR_FILE}*"):  # with its external data
         shutil.copyfile(path, target / path.name)
 
