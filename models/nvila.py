@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from models.encoders import BasicImageEncoder, BasicVideoEncoder, TSPVideoEncoder
 from models.int4 import Int4Linear, quantized_decoder
-from models.nvila_bench import measure, report
 from models.nvila_config import LlavaConfig, get_model_config, parse_dtype
 from models.nvila_decoder import decoder_kind, load_decoder
 from models.nvila_generation import LlavaMetaForCausalLM
 from models.nvila_model import LlavaMetaModel
 from models.nvila_stream import StreamState
-from models.prompts import Prompt
 from runtime.errors import ExportError, PromptError, UsageError
 
 __all__ = [
@@ -115,10 +113,6 @@ class VilaModel(nn.Module, LlavaMetaModel, LlavaMetaForCausalLM):
             if twin is not self.llm:
                 twin._apply(fn)
         return self
-
-    def benchmark(self, prompt: Prompt, quant_llm: bool = True) -> None:
-        """Print one table of vision, prefill and decode times (median and spread) for a prompt, and log it as JSON."""
-        report(measure(self, prompt, quant_llm))
 
     def _load_llm(self, directory: Path, dtype: torch.dtype) -> Any:
         if (kind := decoder_kind(directory)) != self.decoder_kind:

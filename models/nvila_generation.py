@@ -16,6 +16,7 @@ from models import fusion
 from models.conversation import MEDIA_TOKENS, MediaPart, tokenize_turns
 from models.fusion import IGNORE_INDEX, Row
 from models.generation import context_limit, left_aligned, settle
+from models.nvila_bench import measure, report
 from models.nvila_stream import StreamState, expand_tiles
 from models.prompts import Media, Prompt, as_conversation, complete_generation_config, take_apart
 from models.tiling import nvila_tiling_spec, pictures_tiles
@@ -194,6 +195,10 @@ class LlavaMetaForCausalLM(ABC):
             tiles, _ = pictures_tiles(frames, several, processor)
             media.setdefault("video", []).append(torch.cat(tiles).to(dtype))
         return media, settings, places
+
+    def benchmark(self, prompt: Prompt, quant_llm: bool = True) -> None:
+        """Print one table of vision, prefill and decode times (median and spread) for a prompt, and log it as JSON."""
+        report(measure(self, prompt, quant_llm))
 
     @property
     def default_generation_config(self) -> GenerationConfig:

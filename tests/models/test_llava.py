@@ -13,9 +13,10 @@ from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from models.llava import LlavaLlamaConfig, LlavaLlamaForCausalLM, LlavaMetaForCausalLM
+from models.llava import LlavaMetaForCausalLM
 from tests.models import tiny
 from tests.models.tiny import VICUNA, VICUNA_SPECIALS, byte_tokenizer
+from tests.models.training import small_model
 
 IMAGE = IMAGE_TOKEN_INDEX
 WIDTH, PATCHES = 6, 3
@@ -175,15 +176,6 @@ def test_behaviour_28_the_causal_mixin_is_abstract_and_unwraps_the_fsdp_list() -
     assert model.get_vision_tower() is tower
 
 
-def small_model(**fields: Any) -> LlavaLlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlavaLlamaConfig(
-        vocab_size=264, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128, **fields,
-    )  # fmt: skip
-    return LlavaLlamaForCausalLM(config)
-
-
 @pytest.fixture
 def model_args(checkpoints: Any) -> SimpleNamespace:
     return SimpleNamespace(
@@ -304,24 +296,6 @@ def test_behaviour_31_pretrained_rows_of_either_shape_are_copied(whole: bool, tm
     save_file({"model.embed_tokens.weight": torch.zeros(3, 16)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"Unexpected embed_tokens_weight shape \(3, 16\)"):
         model.initialize_vision_tokenizer(arguments, tokenizer)
-
-
-def test_behaviour_30_a_training_step_reaches_projector_and_embeddings_but_not_the_tower(
-    model_args: SimpleNamespace,
-) -> None:
-    model = small_model()
-    model.model.initialize_vision_modules(model_args)
-    ids = torch.tensor([[1, IMAGE, 2, 3]])
-    labels = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 2, 3]])
-    output = model(ids, labels=labels, images=torch.randn(1, 3, 28, 28))
-    logits = output.logits.detach().double().log_softmax(-1)
-    length = logits.shape[1]
-    by_hand = -(logits[0, length - 3, 2] + logits[0, length - 2, 3]) / 2
-    assert output.loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
-    output.loss.backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.model.mm_projector.parameters())
-    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in model.get_vision_tower().parameters())  # type: ignore[union-attr]
 
 
 VARIANTS: list[dict[str, Any]] = [
