@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from models.conversation import infer_stop_tokens, tokenize_turns
+from models.conversation import MediaPart, Turn, infer_stop_tokens, tokenize_turns
 from models.fusion import IMAGE_TOKEN_INDEX
+from models.image_tokens import IM_END, IM_START
 from models.prompts import Prompt, as_conversation, complete_generation_config, take_apart
 from models.tiling import pictures_tiles
 from runtime.errors import UsageError
@@ -50,17 +51,29 @@ class AnswersPrompts:
         """Ids [1, n] with IMAGE_TOKEN_INDEX at each picture, and pictures [k, 3, S, S] or None."""
         spec = self.tiling_spec()
         turns, media = take_apart(as_conversation(prompt), spec.video_frames, frames_as_pictures=True)
-        tokenizer = self._tokenizer()
-        ids = torch.tensor([tokenize_turns(turns, tokenizer)])
-        image_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        ids = torch.where(ids == image_id, IMAGE_TOKEN_INDEX, ids)
+        written = tokenize_turns([_on_own_lines(turn) for turn in turns], self._tokenizer())
+        ids = torch.tensor([self._with_places(written)])
         if not media.images:
             return ids, None
         tower = self.get_vision_tower()  # type: ignore[attr-defined]
         tiles, _ = pictures_tiles(media.images, spec, tower.image_processor)
         return ids, torch.cat(tiles)
 
+    def _with_places(self, ids: list[int]) -> list[int]:
+        """IMAGE_TOKEN_INDEX for each image token, between <im_start> and <im_end> where the model has them."""
+        tokenizer, places = self._tokenizer(), [IMAGE_TOKEN_INDEX]
+        if getattr(self.config, "mm_use_im_start_end", False):  # type: ignore[attr-defined]
+            start, end = tokenizer.convert_tokens_to_ids([IM_START, IM_END])
+            places = [start, IMAGE_TOKEN_INDEX, end]
+        image_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        return [new for token in ids for new in (places if token == image_id else [token])]
+
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise UsageError("the model has no tokenizer", hint="load it with models.checkpoint.load_checkpoint")
         return self.tokenizer
+
+
+def _on_own_lines(turn: Turn) -> Turn:
+    """A line break follows each picture, as LLaVA was trained; templates that write pictures do so by themselves."""
+    return Turn(turn.role, tuple(MediaPart(p.token, 1) if isinstance(p, MediaPart) else p for p in turn.parts))

@@ -14,6 +14,8 @@ from runtime.vision.protocol import F32
 # Patches in one run of the tower. Its attention holds heads * patches^2 floats a tile: 67 MB for 16 heads and 1024
 # patches, so 17 tiles at once would take 1.1 GB for nothing (tiles do not see each other).
 _PATCHES_PER_RUN = 4096
+# As many in pixels, for towers that cut a tile into pieces of several sizes by themselves (static S²).
+_PIXELS_PER_RUN = _PATCHES_PER_RUN * 14 * 14
 
 
 class OnnxVision:
@@ -47,7 +49,7 @@ class OnnxVision:
         tower = self._vision.tower
         graph = _open(self._tower)
         _check_array("tiles", tiles, (None, 3, tower.tile_px, tower.tile_px))
-        step = max(1, _PATCHES_PER_RUN // tower.patches_per_tile)
+        step = max(1, min(_PATCHES_PER_RUN // tower.patches_per_tile, _PIXELS_PER_RUN // tower.tile_px**2))
         parts = [
             graph.run(tower.output, {tower.input: np.ascontiguousarray(tiles[start : start + step])})
             for start in range(0, len(tiles), step)
