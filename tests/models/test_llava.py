@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from models.llava import LlavaMetaForCausalLM
+from runtime.errors import ExportError
 from tests.models import tiny
 from tests.models.tiny import VICUNA, VICUNA_SPECIALS, byte_tokenizer
 from tests.models.training import small_model
@@ -240,6 +241,39 @@ def test_behaviour_29_adapter_is_loaded_without_its_prefix(
         assert torch.equal(value, wanted[key])
 
 
+def test_behaviour_29_an_adapter_that_holds_code_is_refused_and_runs_nothing(
+    model_args: SimpleNamespace, tmp_path: Path
+) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"mm_projector.0.weight": Evil()}, tmp_path / "mm_projector.bin")
+    model_args.pretrain_mm_mlp_adapter = tmp_path / "mm_projector.bin"
+    with pytest.raises(ExportError, match=r"mm_projector\.bin holds more than tensors"):
+        small_model().model.initialize_vision_modules(model_args)
+    torch.save([torch.zeros(1)], tmp_path / "mm_projector.bin")
+    with pytest.raises(ExportError, match="no table of tensors but list"):
+        small_model().model.initialize_vision_modules(model_args)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_behaviour_29_a_second_call_loads_its_adapter_into_the_same_modules(
+    model_args: SimpleNamespace, tmp_path: Path
+) -> None:
+    model = small_model()
+    model.model.initialize_vision_modules(model_args)
+    projector, tower = model.model.mm_projector, model.get_vision_tower()
+    wanted = {name: torch.randn_like(tensor) for name, tensor in projector.state_dict().items()}
+    save_file({f"mm_projector.{name}": tensor for name, tensor in wanted.items()}, tmp_path / "a.safetensors")
+    model_args.pretrain_mm_mlp_adapter = tmp_path / "a.safetensors"
+    for _ in range(2):
+        model.model.initialize_vision_modules(model_args)
+        assert model.model.mm_projector is projector
+        assert model.get_vision_tower() is tower
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in projector.state_dict().items())
+
+
 def test_behaviour_29_missing_and_unknown_adapter_weights_are_named(
     model_args: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -281,6 +315,22 @@ def test_behaviour_31_patch_token_alone_and_no_token_at_all() -> None:
     assert tokenizer.convert_tokens_to_ids("<im_patch>") == before
     assert not model.get_input_embeddings().weight.requires_grad
     assert not model.get_output_embeddings().weight.requires_grad
+
+
+def test_behaviour_31_patch_start_and_end_tokens_together_and_again() -> None:
+    model, tokenizer = small_model(), byte_tokenizer(VICUNA, VICUNA_SPECIALS)
+    before = len(tokenizer)
+    both = token_args(mm_use_im_patch_token=True, mm_use_im_start_end=True)
+    model.initialize_vision_tokenizer(both, tokenizer)
+    assert tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_start>", "<im_end>"]) == [before, before + 1, before + 2]
+    tables = [table.weight.clone() for table in (model.get_input_embeddings(), model.get_output_embeddings())]
+    for table in tables:
+        mean = table[: before + 1].mean(dim=0)
+        torch.testing.assert_close(table[before + 1 : before + 3], mean.expand(2, -1))
+    model.initialize_vision_tokenizer(both, tokenizer)
+    assert len(tokenizer) == before + 3
+    assert torch.equal(model.get_input_embeddings().weight, tables[0])
+    assert torch.equal(model.get_output_embeddings().weight, tables[1])
 
 
 @pytest.mark.parametrize("whole", [True, False])

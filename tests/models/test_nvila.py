@@ -56,6 +56,28 @@ def test_behaviour_06_tokens_are_row_major_over_the_mosaic_and_equal_the_graph_m
     torch.testing.assert_close(tokens, graph(model.vision_tower(stack), *matrices), atol=1e-5, rtol=1e-5)
 
 
+def test_behaviour_06_the_projector_sees_one_block_at_a_time(loaded) -> None:
+    model = loaded("nvila", **THREE, projector="mlp_downsample_3x3_fix")  # 4x4 patches: each block is padded to 6x6
+    stack = torch.stack(tiles(1 + 4 + 6))
+    features = model.vision_tower(stack)
+    rows, cols = 2, 3
+    last = torch.zeros(18, rows * 4, cols * 4)
+    for index in range(rows * cols):
+        row, col = divmod(index, cols)
+        tile = features[5 + index].T.reshape(18, 4, 4)
+        last[:, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4] = tile
+    maps, _ = model.merge_features_for_dynamic_s2(features, [(rows, cols)])
+    assert torch.equal(maps[0][0, -18:], last)  # channels of the last scale come last, at their own size
+    expected = torch.zeros(rows * 2, cols * 2, 64)
+    for row in range(rows):
+        for col in range(cols):
+            block = maps[0][0, :, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4].flatten(1).T
+            alone = model.mm_projector(block[None])[0].reshape(2, 2, 64)
+            expected[2 * row : 2 * row + 2, 2 * col : 2 * col + 2] = alone
+    found = model.encode_images(stack, [(rows, cols)])[0]
+    torch.testing.assert_close(found, expected.reshape(-1, 64), atol=1e-5, rtol=1e-5)
+
+
 def test_behaviour_06_a_changed_corner_tile_changes_the_corner_of_the_mosaic(loaded) -> None:
     model = loaded("nvila")
     stack = torch.stack(tiles(1 + 6))

@@ -112,6 +112,14 @@ def test_behaviour_37_parts_may_be_paths_pictures_and_arrays(loaded, tmp_path: P
     image.save(tmp_path / "a.png")
     answers = {model.generate_content([part, "q"], SHORT, False) for part in (image, Image(tmp_path / "a.png"))}
     assert len(answers) == 1
+    frames = [picture(30, 30, seed) for seed in range(4)]
+    for name, frame in zip("abcd", frames, strict=True):
+        (tmp_path / "film").mkdir(exist_ok=True)
+        frame.save(tmp_path / "film" / f"{name}.png")
+    answers = {model.generate_content([part, "q"], SHORT, False) for part in (Video(frames), Video(tmp_path / "film"))}
+    assert len(answers) == 1
+    texts = {model.generate_content(prompt, SHORT, False) for prompt in ("one two", ["one two"], ["one ", "two"])}
+    assert len(texts) == 1
     for wrong in ([], [3.5], [None]):
         with pytest.raises(InputError):
             model.generate_content(wrong, SHORT)

@@ -54,6 +54,47 @@ def test_behaviour_12_dynamic_s2_tiles_of_every_scale_and_the_swapped_block_size
     assert all(same(tile, other) for tile, other in zip(tiles, expected, strict=True))
 
 
+# width, height: (cols, rows) of dynamic, (rows, cols) of dynamic S² (reference, section 2.10)
+TABLE = {
+    (448, 448): ((1, 1), (3, 3)), (50, 50): ((1, 1), (3, 3)), (640, 480): ((4, 3), (3, 4)),
+    (4000, 3000): ((4, 3), (3, 4)), (1920, 1080): ((4, 2), (3, 4)), (1280, 720): ((4, 2), (3, 4)),
+    (3840, 2160): ((4, 2), (3, 4)), (1080, 1920): ((2, 4), (5, 2)), (896, 448): ((2, 1), (2, 5)),
+    (300, 100): ((3, 1), (2, 6)), (1000, 200): ((5, 1), (2, 6)), (200, 1000): ((1, 5), (9, 1)),
+    (720, 720): ((2, 2), (3, 3)), (2000, 2000): ((3, 3), (3, 3)),
+}  # fmt: skip
+MORE = [(1024, 768), (333, 777), (1, 2000), (5000, 40), (449, 447)]
+
+
+def nearest_grid(width: int, height: int, least: int, most: int) -> tuple[int, int]:
+    """(cols, rows) by the published search: the nearest ratio, of equal ones the larger where the picture fills it."""
+    grids = [(i, j) for i in range(1, most + 1) for j in range(1, most + 1) if least <= i * j <= most]
+    best, distance = (1, 1), float("inf")
+    for i, j in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        off = abs(width / height - i / j)
+        if off < distance or (off == distance and width * height > 0.5 * 448 * 448 * i * j):
+            best, distance = (i, j), off
+    return best
+
+
+@pytest.mark.parametrize("size", [*TABLE, *MORE], ids=str)
+def test_behaviour_12_grids_of_nineteen_sizes_are_the_published_ones(size: tuple[int, int]) -> None:
+    width, height = size
+    dynamic = layout_for(height, width, TilingSpec("dynamic", 448, 4, max_tiles=12, use_thumbnail=True))
+    scaled = layout_for(height, width, TilingSpec("dynamic_s2", 448, 4, max_tiles=12, scales_px=(448, 896, 1344)))
+    cols, rows = nearest_grid(width, height, 1, 12)
+    s2_cols, s2_rows = nearest_grid(width, height, 9, 12)
+    if size in TABLE:
+        assert ((cols, rows), (s2_rows, s2_cols)) == TABLE[size]
+    assert dynamic.grid == (rows, cols)
+    assert dynamic.num_tiles == rows * cols + (rows * cols > 1)
+    assert scaled.grid == (s2_rows, s2_cols)
+    assert scaled.num_tiles == 1 + 4 + s2_rows * s2_cols
+
+
+def test_behaviour_12_fewer_tiles_than_the_last_scale_needs_give_one() -> None:
+    assert tiling.dynamic_s2_preprocess(picture(64, 48), [448, 896, 1344], 8, 32)[1] == (1, 1)
+
+
 SIGLIP = SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_center_crop=True)
 
