@@ -35,6 +35,8 @@ def test_the_record_chooses_the_head_and_knows_the_method(tmp_path: Path) -> Non
     record = {"schema": 1, "method": "rtn", "group_size": 64, "head_bits": 8, "layers": []}
     path = tmp_path / "quantization.json"
     assert read(tmp_path, PACKED, record) == CheckpointQuantization(FORM, "rtn", 8, (path,))
+    assert read(tmp_path, PACKED, {"method": "gptq"}).method == "gptq"
+    assert read(tmp_path, {}, {"method": "awq"}).method == "rtn"  # its linears are floats, whatever it says
     assert read(tmp_path, {}, {"head_bits": 16}) == CheckpointQuantization(None, "rtn", 16, (path,))
 
 

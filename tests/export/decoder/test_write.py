@@ -132,6 +132,25 @@ def test_a_wrong_request_is_refused_before_anything_is_written(tmp_path: Path, s
     assert list(out.iterdir()) == []
 
 
+def test_dynamic_ntk_is_refused_beyond_its_context_with_the_reason(tmp_path: Path) -> None:
+    rope = (("rope_type", "dynamic"), ("rope_theta", 1e4), ("factor", 4.0))
+    path = save_checkpoint(tmp_path / "checkpoint", with_shape(rope=rope, context=64))
+    named = "max_seq_len is 65, the checkpoint was made for 1 to 64 positions; beyond them dynamic NTK scaling"
+    with open_decoder_checkpoint(path) as checkpoint, pytest.raises(ExportError, match=named) as caught:
+        write_decoder(checkpoint, tmp_path, max_seq_len=65, group_size=32)
+    assert caught.value.hint == "--max-seq-len 64"
+
+
+def test_the_manifest_has_the_frequencies_that_the_tables_are_made_of(written: tuple[Path, dict]) -> None:
+    frequencies = np.array(written[1]["decoder"]["rope_frequencies"])
+    assert np.array_equal(frequencies, (10000.0 ** -(np.arange(0, 32, 2) / 32)).astype(np.float32))
+    model = onnx.load(str(written[0] / "decoder" / "decoder.onnx"), load_external_data=False)
+    stored = external(model, written[0] / "decoder")
+    angles = np.arange(100)[:, None] * frequencies
+    np.testing.assert_allclose(stored["rope.cos"], np.cos(angles), atol=1e-5)
+    np.testing.assert_allclose(stored["rope.sin"], np.sin(angles), atol=1e-5)
+
+
 def test_a_group_that_does_not_divide_the_ffn_names_the_linear(tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", with_shape(ffn=192))
     named = r"layers\.0\.mlp\.down_proj: groups of 128"

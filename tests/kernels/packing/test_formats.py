@@ -156,6 +156,15 @@ def test_what_a_layout_cannot_hold_is_refused() -> None:
         unpack(tensors | {"scales": tensors["scales"] + np.float32(1e-7)}, "matmulnbits", (8, 64), 32)
 
 
+def test_a_zero_point_that_gptq_readers_disagree_on_is_refused() -> None:
+    weight = random_weight(8, 64, 32)
+    weight.zeros[3, 1] = 15
+    tensors = pack(weight, "gptq-v2")  # its 15 is version 1's 16, or 0
+    assert unpack(tensors, "gptq-v2", (8, 64), 32).equals(weight)
+    with pytest.raises(ValueError, match="a stored zero point is 15, which stands for 16 or 0"):
+        unpack(tensors, "gptq", (8, 64), 32)
+
+
 def test_reordered_gptq_is_refused() -> None:
     tensors = pack(random_weight(8, 64, 32, lowest_zero=1), "gptq")
     tensors["g_idx"] = tensors["g_idx"][::-1].copy()

@@ -76,6 +76,12 @@ def test_checkpoint_layouts_are_layouts_and_aliases_stand_for_tensors() -> None:
         {"qweight": ("int32", (128, 1)), "qzeros": ("int32", (1, 1)), "scales": ("int32", (1, 8))},
         {"qweight": ("int32", (128, 1)), "qzeros": ("int32", (2, 1)), "scales": ("float", (1, 8))},
         {"weight": ("float", (8, 128))},
+        {
+            "qweight": ("int32", (128, 1)),
+            "qzeros": ("int32", (1, 1)),
+            "scales": ("float", (1, 8)),
+            "g_idx": ("int32", (128,)),
+        },
     ],
 )
 def test_tensors_of_no_layout_are_not_guessed(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
