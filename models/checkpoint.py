@@ -18,6 +18,7 @@ from transformers.initialization import no_init_weights
 
 from models.conversation import MEDIA_TOKENS
 from models.image_tokens import IM_END, IM_PATCH, IM_START
+from models.lazy_parameters import WithoutMemory
 from models.llava import LlavaLlamaConfig, LlavaLlamaForCausalLM
 from models.nvila import load_vila
 from models.packed import load_packed, read_quantization
@@ -109,7 +110,7 @@ def _load_hf(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForCausalL
     source = read_config(directory, AutoConfig)
     tower = tower_class_named(source.vision_config.model_type, directory)
     config = _hf_config(source, directory)
-    with no_init_weights(), default_dtype(dtype or _dtype_of(source)):
+    with no_init_weights(), default_dtype(dtype or _dtype_of(source)), WithoutMemory():
         model = LlavaLlamaForCausalLM(config)
         processor = tower.processor_class.from_pretrained(_processor_directory(directory))
         model.model.vision_tower = tower.from_config(source.vision_config, config, processor)
@@ -171,7 +172,7 @@ def _load_original(directory: Path, dtype: torch.dtype | None) -> LlavaLlamaForC
     config = LlavaLlamaConfig(**fields)
     tower = _local_tower(directory, getattr(config, "mm_vision_tower", None))
     config.mm_vision_tower = str(tower)
-    with no_init_weights(), default_dtype(dtype or _dtype_of(config)):
+    with no_init_weights(), default_dtype(dtype or _dtype_of(config)), WithoutMemory():
         model = LlavaLlamaForCausalLM(config)
         if any(name.startswith(_TOWER_INSIDE) for name in tensors_of(weight_files(directory))):
             processor = CLIPVisionTower.processor_class.from_pretrained(_processor_directory(tower))

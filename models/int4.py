@@ -48,9 +48,8 @@ class Int4Linear(nn.Module):
             zeros.append(torch.from_numpy(np.array(rows.zeros)))
             # f16 bits survive a cast of the whole model only as integers
             scales.append(torch.from_numpy(np.array(rows.scales).view(np.int16)))
-        self.register_buffer("q", torch.cat(q))
-        self.register_buffer("zeros", torch.cat(zeros))
-        self.register_buffer("scales", torch.cat(scales))
+        for name, blocks in (("q", q), ("zeros", zeros), ("scales", scales)):
+            self.register_buffer(name, blocks[0] if len(blocks) == 1 else torch.cat(blocks))
         self.out_features = len(self.q)
         self.bias = bias
 

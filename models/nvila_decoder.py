@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
+from models.lazy_parameters import WithoutMemory
 from models.nvila_tokenizer import rope_scaling_for
 from models.packed import Quantization, load_packed, read_quantization
 from models.weights import default_dtype, read_config, read_generation_config, read_json
@@ -35,7 +36,7 @@ def load_decoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Quantization
     quantization = read_quantization(directory, directory.parent)
     kind, config = decoder_kind(directory), read_config(directory, AutoConfig)
     _extend_context(config)
-    with no_init_weights(), default_dtype(dtype):
+    with no_init_weights(), default_dtype(dtype), WithoutMemory():
         llm = DECODERS[kind](config)
     tied = frozenset({"lm_head.weight"}) if config.tie_word_embeddings else frozenset()
     packed = load_packed(llm, directory, quantization.form, named="decoder", rename=decoder_name, may_lack=tied)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels import packing
 from kernels.packing import IntWeight, QuantizedForm
 from models.int4 import FULL_BITS, Int4Linear
+from models.lazy_parameters import give_memory
 from models.weights import Rename, TensorOnDisk, first_and_count, load_tensors, read_json, tensors_of, weight_files
 from runtime.errors import ExportError
 
@@ -81,6 +82,7 @@ def load_packed(
 ) -> bool:
     """``load_strict`` for weights whose linears may be packed: those become ``Int4Linear``. Says whether any was.
 
+    ``module`` may be made in ``WithoutMemory``: the full weights of packed linears then never have any.
     ``form`` None: packed tensors are told apart by themselves, as llm-awq's must be. Raises ExportError as
     ``load_strict`` does, and for packed tensors that are missing, misshapen, reordered or stand for no integers.
     """
@@ -91,6 +93,7 @@ def load_packed(
             hint="take quantization_config out of config.json, or copy the quantised weights",
         )
     linears = _targets(module, packed, plain, named, rename)
+    give_memory(module, {f"{name}.weight" for name in linears})
     absent = may_lack | {f"{name}.weight" for name in linears}
     load_tensors(module, plain, named=named, rename=rename, may_lack=absent)
     for name, tensors in linears.items():

@@ -20,6 +20,7 @@ from models import nvila_store
 from models.checkpoint import load_checkpoint
 from models.int4 import Int4Linear
 from models.nvila import NVILAQwen2
+from models.packed_store import packed_parts
 from runtime.bundle import write
 from runtime.errors import OutputError
 from tests.models.quantized import CONFIGS, edit_json, quantized_copy
@@ -152,6 +153,15 @@ def test_behaviour_35_a_model_without_its_full_weights_is_saved_too(
     assert again.decoder(True).lm_head is again.llm.lm_head or tied
     stored = load_file(tmp_path / "out" / "llm" / "model.safetensors")
     assert ("lm_head.weight" in stored) is not tied
+
+
+def test_what_the_form_cannot_hold_is_named(loaded: Any, monkeypatch: Any) -> None:
+    model = loaded("nvila", seed=9)
+    twin = model.decoder(True)
+    twin.model.layers[1].mlp.up_proj = Int4Linear.nearest(torch.nn.Linear(64, 12), 32)
+    monkeypatch.setattr(model, "llm", twin)
+    with pytest.raises(OutputError, match=r"layers\.1\.mlp\.up_proj cannot be stored as autoawq-gemm: N is 12"):
+        packed_parts(model, twin.state_dict())
 
 
 def test_behaviour_35_a_given_state_dict_decides_between_integers_and_floats(checkpoints: Any, tmp_path: Path) -> None:
