@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import PIL.Image
 from PIL import UnidentifiedImageError
 
 from models.tiling import to_rgb
+from models.video_file import frame_indices, video_frames
 from runtime.errors import ImageError, InputError
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -26,8 +27,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """A video of a prompt: a directory of frames, an animated picture file, or the frames themselves (Pillow, u8
-    [H, W, 3]).
+    """A video of a prompt: a video file (OpenCV reads it), an animated picture file, a directory of frames, or the
+    frames themselves (Pillow, u8 [H, W, 3]).
     """
 
     source: str | Path | Sequence[Any]
@@ -54,13 +55,6 @@ def _open(path: Path) -> PIL.Image.Image:
         raise ImageError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def frame_indices(count: int, wanted: int) -> list[int]:
-    """``wanted`` indices spread evenly over ``count`` frames, first and last among them; short videos repeat frames."""
-    if count < 1:
-        raise InputError("a video without frames")
-    return [int(index) for index in np.round(np.linspace(0, count - 1, wanted))]
-
-
 def load_video(part: Video, num_frames: int) -> list[PIL.Image.Image]:
     """Exactly ``num_frames`` frames, evenly spread.
 
@@ -69,42 +63,56 @@ def load_video(part: Video, num_frames: int) -> list[PIL.Image.Image]:
     """
     source = part.source
     if not isinstance(source, (str, Path)):
-        return [load_image(source[index]) for index in frame_indices(len(source), num_frames)]
+        return _nearest_frames(len(source), num_frames, lambda index: load_image(source[index]))
     path = Path(source)
     if path.is_dir():
         return _directory_frames(path, num_frames)
-    return _animation_frames(path, num_frames)
+    try:
+        with PIL.Image.open(path) as opened:
+            return _animation_frames(opened, path, num_frames)
+    except UnidentifiedImageError:
+        return video_frames(path, num_frames)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as frames: {error}", hint="check the path") from error
 
 
 def _directory_frames(path: Path, num_frames: int) -> list[PIL.Image.Image]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
     if not files:
         raise InputError(f"{path} holds no frames", hint="frames end in " + ", ".join(FRAME_SUFFIXES))
-    return [_nearest(files, index) for index in frame_indices(len(files), num_frames)]
+    return _nearest_frames(len(files), num_frames, lambda index: _open(files[index]))
 
 
-def _nearest(files: list[Path], index: int) -> PIL.Image.Image:
-    for file in [*reversed(files[: index + 1]), *files[index + 1 :]]:
+def _animation_frames(opened: PIL.Image.Image, path: Path, num_frames: int) -> list[PIL.Image.Image]:
+    def read(index: int) -> PIL.Image.Image:
         try:
-            return _open(file)
-        except ImageError as error:
-            problem = error
-    raise InputError(f"none of the {len(files)} frames can be read, the last one: {problem.message}")
+            opened.seek(index)
+            return to_rgb(opened.copy())
+        except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow's readers raise on damage
+            raise ImageError(f"frame {index} of {path} cannot be read: {error}") from error
+
+    return _nearest_frames(getattr(opened, "n_frames", 1), num_frames, read)
 
 
-def _animation_frames(path: Path, num_frames: int) -> list[PIL.Image.Image]:
-    try:
-        with PIL.Image.open(path) as opened:
-            frames = []
-            for index in frame_indices(getattr(opened, "n_frames", 1), num_frames):
-                opened.seek(index)
-                frames.append(to_rgb(opened.copy()))
-            return frames
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(
-            f"{path} cannot be read as frames: {error}",
-            hint="hand in a directory of frames or the frames: Video([frame, ...])",
-        ) from error
+def _nearest_frames(count: int, wanted: int, read: Callable[[int], PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """``wanted`` frames of ``count``; one that ``read`` cannot give gives way to the nearest before, else after it."""
+    known: dict[int, PIL.Image.Image | None] = {}
+    problem = ""
+    frames = []
+    for index in frame_indices(count, wanted):
+        for candidate in [*range(index, -1, -1), *range(index + 1, count)]:
+            if candidate not in known:
+                try:
+                    known[candidate] = read(candidate)
+                except ImageError as error:
+                    known[candidate], problem = None, error.message
+            frame = known[candidate]
+            if frame is not None:
+                frames.append(frame)
+                break
+        else:
+            raise InputError(f"none of the {count} frames can be read, the last one: {problem}")
+    return frames
 
 
 def is_picture(part: Any) -> bool:

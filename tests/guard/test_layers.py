@@ -39,7 +39,7 @@ ALLOWED = {
 }
 # Where one library may be loaded, at once or lazily.
 HOMES = {
-    "cv2": ("runtime/sources/", "runtime/drawing"),
+    "cv2": ("runtime/sources/", "runtime/drawing", "models/video_file"),
     "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
     "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
     "torch": ("export/", "models/"),
