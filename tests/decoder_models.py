@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,16 +110,35 @@ def packed_weights(weights: Arrays, layout: str, group_size: int = 32) -> tuple[
 
 
 def save_packed(
-    folder: Path, shape: Shape, layout: str, *, group_size: int = 32, record: dict[str, Any] | None = None
+    folder: Path,
+    shape: Shape,
+    layout: str,
+    *,
+    group_size: int = 32,
+    record: dict[str, Any] | None = None,
+    change: Callable[[Arrays], None] | None = None,
 ) -> dict[str, IntWeight]:
-    """Writes a quantised causal LM of this shape, with ``record`` as its quantization.json; returns its integers."""
+    """Writes a quantised causal LM of this shape, with ``record`` as its quantization.json; returns its integers.
+
+    ``change`` may alter the tensors before they are written.
+    """
     stored, integers = packed_weights(shape.weights(), layout, group_size)
+    if change is not None:
+        change(stored)
     save_checkpoint(folder, shape, weights=stored)
     described = {"quantization_config": quantization_config(layout, group_size, ["lm_head"])}
     (folder / "config.json").write_text(json.dumps(shape.config() | described))
     if record is not None:
         (folder / "quantization.json").write_text(json.dumps(record))
     return integers
+
+
+def decoder_record(folder: Path, **settings: Any) -> dict[str, Any]:
+    """What ``write_decoder`` says of the checkpoint in ``folder``, whose decoder goes to ``folder/bundle``."""
+    out = folder / "bundle"
+    out.mkdir(exist_ok=True)
+    with open_decoder_checkpoint(folder) as checkpoint:
+        return write_decoder(checkpoint, out, max_seq_len=16, **settings)
 
 
 def export_decoder(
