@@ -3,7 +3,8 @@
     integers = quantize_model(llm, inputs_embeds, AwqSettings(group_size=128))
 
 Layer by layer: ``search_layer`` finds scales and clip maxima on calibration inputs, ``apply_search`` moves the scales
-into the layer in place without changing what it computes, ``quantize_layer`` rounds. Llama and Qwen2 decoder layers.
+into the layer in place without changing what it computes, ``quantize_layer`` rounds, on the calibration inputs so that
+errors make up for each other. Llama and Qwen2 decoder layers. ``AwqSettings.published()`` is the published method alone.
 Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (MLSys 2024).
 """
 

@@ -27,7 +27,7 @@ LINEARS = (
     "mlp.down_proj",
 )
 TOKENS_AT_ONCE = 512
-_SHARED_INPUT = {
+SHARED_INPUT = {
     "self_attn.k_proj": "self_attn.q_proj",
     "self_attn.v_proj": "self_attn.q_proj",
     "mlp.up_proj": "mlp.gate_proj",
@@ -56,27 +56,35 @@ class ScaleGroup:
 
 @dataclass
 class Seen:
-    """What the linears of a layer got on the calibration batches: f32 [B, n, K] for each batch, by linear."""
+    """What the linears of a layer got on the calibration batches: f32 [B, n, K] for each batch, by linear.
+
+    ``weights`` f32 [B, n]: how much an error at each token counts; their mean over all tokens is 1.
+    """
 
     batches: Sequence[LayerBatch]
     inputs: dict[str, list[Tensor]]
+    weights: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        return sum(item.numel() for item in self.weights)
 
     def of(self, linear: str) -> list[Tensor]:
         """The inputs of ``linear``, one tensor [B·n, K] for each batch."""
-        return [item.flatten(0, 1) for item in self.inputs[_SHARED_INPUT.get(linear, linear)]]
+        return [item.flatten(0, 1) for item in self.inputs[SHARED_INPUT.get(linear, linear)]]
 
-    def chunks(self, linear: str) -> Iterator[Tensor]:
-        """The same in pieces of at most 512 tokens."""
-        for item in self.of(linear):
-            yield from item.split(TOKENS_AT_ONCE)
+    def chunks(self, linear: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same in pieces of at most 512 tokens, each with its tokens' weights."""
+        for item, weights in zip(self.of(linear), self.weights, strict=True):
+            yield from zip(item.split(TOKENS_AT_ONCE), weights.flatten().split(TOKENS_AT_ONCE), strict=True)
 
     def sampled(self, linear: str, tokens: int) -> Tensor:
-        """Every j-th token [m, K], j = max(1, all // tokens): at least ``tokens`` of them where there are as many."""
-        found = self.of(linear)
-        stride = max(1, sum(map(len, found)) // tokens)
+        """Every j-th token [m, K], times the root of its weight; j = max(1, all // tokens)."""
+        stride = max(1, self.tokens // tokens)
         kept, before = [], 0
-        for item in found:
-            kept.append(item[-before % stride :: stride])
+        for item, weights in zip(self.of(linear), self.weights, strict=True):
+            places = slice(-before % stride, None, stride)
+            kept.append(item[places] * weights.flatten()[places, None].sqrt())
             before += len(item)
         return torch.cat(kept)
 
@@ -106,9 +114,13 @@ def run_layer(layer: nn.Module, batch: LayerBatch) -> Tensor:
 
 
 @torch.no_grad()
-def watch(layer: nn.Module, batches: Sequence[LayerBatch]) -> Seen:
-    """Run the layer on the batches and keep what its linears get."""
-    seen = Seen(batches, {name: [] for name in LINEARS if name not in _SHARED_INPUT})
+def watch(layer: nn.Module, batches: Sequence[LayerBatch], relative: bool = False) -> Seen:
+    """Run the layer on the batches and keep what its linears get.
+
+    ``relative``: an error counts by its share of the token's hidden state behind the layer, which is how the next
+    norm sees it; otherwise all tokens count alike.
+    """
+    seen = Seen(batches, {name: [] for name in LINEARS if name not in SHARED_INPUT}, [])
 
     def keeper(name: str) -> Any:
         return lambda module, inputs: seen.inputs[name].append(inputs[0].float())
@@ -116,10 +128,13 @@ def watch(layer: nn.Module, batches: Sequence[LayerBatch]) -> Seen:
     hooks = [layer.get_submodule(name).register_forward_pre_hook(keeper(name)) for name in seen.inputs]
     try:
         for batch in batches:
-            run_layer(layer, batch)
+            size = run_layer(layer, batch).float().square().mean(-1)
+            seen.weights.append(1 / size.clamp(min=1e-12) if relative else torch.ones_like(size))
     finally:
         for hook in hooks:
             hook.remove()
+    mean = torch.cat([item.flatten() for item in seen.weights]).mean()
+    seen.weights = [item / mean for item in seen.weights]
     return seen
 
 

@@ -25,10 +25,13 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AwqSettings:
-    """How to search. The defaults are the published method's.
+    """How to quantise; ``AwqSettings.published`` is the method as its authors published it.
 
     group_size: 32, 64, 128 or -1 (whole rows). ratio_steps: ratios 0, 1/steps, … below 1. clip: search clip maxima
     too, of ``clip_steps``·``clip_shrink`` candidates down to 1 − clip_shrink, on about ``clip_tokens`` tokens.
+    Beyond the published method: ``relative`` weighs the error at each token by the size of its hidden state, as the
+    next norm does (otherwise a few tokens of huge states decide alone); ``compensate`` lets errors of rounding make up
+    for each other.
     """
 
     group_size: int = 128
@@ -37,6 +40,13 @@ class AwqSettings:
     clip_steps: int = 20
     clip_shrink: float = 0.5
     clip_tokens: int = 512
+    relative: bool = True
+    compensate: bool = True
+
+    @classmethod
+    def published(cls, group_size: int = 128) -> AwqSettings:
+        """The published method alone."""
+        return cls(group_size, relative=False, compensate=False)
 
 
 @torch.no_grad()
@@ -70,9 +80,8 @@ def _search_group(layer: nn.Module, seen: Seen, group: ScaleGroup, settings: Awq
 
 def mean_size(seen: Seen, linear: str) -> Tensor:
     """The mean of |x| for each input channel over all tokens, f32 [K]."""
-    chunks = list(seen.chunks(linear))
-    total = torch.stack([chunk.abs().sum(0, dtype=torch.float64) for chunk in chunks]).sum(0)
-    return (total / sum(map(len, chunks))).float()
+    total = torch.stack([chunk.abs().sum(0, dtype=torch.float64) for chunk, _ in seen.chunks(linear)]).sum(0)
+    return (total / seen.tokens).float()
 
 
 def scales_for(size: Tensor, ratio: float) -> Tensor:
@@ -101,15 +110,15 @@ def _attention_loss(layer: nn.Module, seen: Seen, group: ScaleGroup, group_size:
     wanted = [run_attention(layer, normed, batch, {}) for normed, batch in inputs]
 
     def loss(scales: Tensor) -> Tensor:
-        weights = {
+        moved = {
             f"{name.removeprefix('self_attn.')}.weight": _rounded(layer, name, scales, group_size)
             for name in group.linears
         }
         errors = [
-            (run_attention(layer, normed, batch, weights) - right).square().sum(dtype=torch.float64)
-            for (normed, batch), right in zip(inputs, wanted, strict=True)
+            _squares(run_attention(layer, normed, batch, moved) - right, weights)
+            for (normed, batch), right, weights in zip(inputs, wanted, seen.weights, strict=True)
         ]
-        return torch.stack(errors).sum() / sum(right.numel() for right in wanted)
+        return torch.stack(errors).sum() / (seen.tokens * wanted[0].shape[-1])
 
     return loss
 
@@ -121,13 +130,12 @@ def _mlp_loss(layer: nn.Module, seen: Seen, group_size: int) -> Loss:
 
     def loss(scales: Tensor) -> Tensor:
         gate, up = (_rounded(layer, name, scales, group_size) for name in ("mlp.gate_proj", "mlp.up_proj"))
-        errors, tokens = [], 0
+        errors = []
         # what the original weights make between is what down_proj saw; its bias falls out of the difference
-        for x, between in zip(seen.chunks("mlp.gate_proj"), seen.chunks("mlp.down_proj"), strict=True):
+        for (x, weights), (between, _) in zip(seen.chunks("mlp.gate_proj"), seen.chunks("mlp.down_proj"), strict=True):
             moved = mlp.act_fn(functional.linear(x, gate, gate_bias)).mul_(functional.linear(x, up, up_bias))
-            errors.append(functional.linear(moved.sub_(between), down).square_().sum(dtype=torch.float64))
-            tokens += len(x)
-        return torch.stack(errors).sum() / (tokens * len(down))
+            errors.append(_squares(functional.linear(moved.sub_(between), down), weights))
+        return torch.stack(errors).sum() / (seen.tokens * len(down))
 
     return loss
 
@@ -138,10 +146,12 @@ def _linear_loss(layer: nn.Module, seen: Seen, linear: str, group_size: int) -> 
 
     def loss(scales: Tensor) -> Tensor:
         change = _rounded(layer, linear, scales, group_size).sub_(weight.float())
-        errors, tokens = [], 0
-        for x in seen.chunks(linear):
-            errors.append(functional.linear(x, change).square_().sum(dtype=torch.float64))
-            tokens += len(x)
-        return torch.stack(errors).sum() / (tokens * len(change))
+        errors = [_squares(functional.linear(x, change), weights) for x, weights in seen.chunks(linear)]
+        return torch.stack(errors).sum() / (seen.tokens * len(change))
 
     return loss
+
+
+def _squares(errors: Tensor, weights: Tensor) -> Tensor:
+    """The sum of squared ``errors`` [..., D], each token's times its weight."""
+    return (errors.square().sum(-1) * weights).sum(dtype=torch.float64)
