@@ -23,8 +23,9 @@ from export.quantization.source import DecoderSource
 from export.vision.load import load_vision
 from export.vision.streamed import StreamedWeights, WithoutMemory
 from models.answering import AnswersPrompts
+from models.checkpoint import original_tokenizer
 from models.encoders import build_encoder
-from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from models.fusion import IGNORE_INDEX
 from models.llava import LlavaMetaForCausalLM as LlavaFusion
 from models.media import Image
 from models.nvila_config import LlavaConfig
@@ -33,7 +34,7 @@ from models.nvila_model import LlavaMetaModel as NvilaParts
 from models.nvila_tokenizer import build_tokenizer
 from models.tiling import llava_tiling_spec
 from models.tokenizer import read_tokenizer
-from runtime.errors import ExportError, InputError
+from runtime.errors import ExportError
 from runtime.tiling import TilingSpec
 
 TILES_AT_ONCE = 4
@@ -93,7 +94,7 @@ class Weights:
         inner.set_attn_implementation("sdpa")
         if self.tower.image_processor is None:  # one file holds all weights: the processor lies beside it
             self.tower.image_processor = self.tower.processor_class.from_pretrained(
-                checkpoint.root, local_files_only=True
+                checkpoint.tower, local_files_only=True
             )
         # The model repeats a plain tile's channels itself.
         projector: Any = modules.projector.projector
@@ -119,7 +120,12 @@ def load_front(root: Path, source: DecoderSource, device: torch.device) -> Front
     weights, table = Weights(checkpoint, device), _TokenTable(source, device)
     if checkpoint.family == "nvila":
         return _NvilaFront(LlavaConfig.from_directory(root), weights, table)
-    return _LlavaFront(root, source, weights, table)
+    config = SimpleNamespace(**source.raw_config)
+    if checkpoint.layout == "llava-original":
+        return _LlavaFront(config, original_tokenizer(root, config), "<image>", weights, table)
+    tokenizer, index = read_tokenizer(root), checkpoint.prompt.image_token_id
+    token = "<image>" if index is None else str(tokenizer.convert_ids_to_tokens(index))
+    return _LlavaFront(config, tokenizer, token, weights, table)
 
 
 class _TokenTable(nn.Module):
@@ -174,15 +180,12 @@ class _NvilaFront(Front, NvilaParts, NvilaFusion):
 
 
 class _LlavaFront(Front, AnswersPrompts, LlavaFusion):
-    def __init__(self, root: Path, source: DecoderSource, weights: Weights, table: _TokenTable) -> None:
-        raw = source.raw_config
-        self.tokenizer = read_tokenizer(root)
-        self.config = SimpleNamespace(image_aspect_ratio=raw.get("image_aspect_ratio"))
-        self.weights = weights
+    def __init__(
+        self, config: SimpleNamespace, tokenizer: Any, image_token: str, weights: Weights, table: _TokenTable
+    ) -> None:
+        self.config, self.tokenizer, self.image_token, self.weights = config, tokenizer, image_token, weights
         tower = _ByTile(weights.tower)
         self._body = SimpleNamespace(get_vision_tower=lambda: tower, mm_projector=weights.projector, embed_tokens=table)
-        index = raw.get("image_token_id", raw.get("image_token_index"))
-        self.image_token = "<image>" if index is None else str(self.tokenizer.convert_ids_to_tokens(index))
 
     def get_model(self) -> Any:
         return self._body
@@ -194,8 +197,6 @@ class _LlavaFront(Front, AnswersPrompts, LlavaFusion):
         ids, pictures = self.prepare_prompt(parts)
         ids = ids.to(self.weights.device)
         if pictures is None:
-            if (ids == IMAGE_TOKEN_INDEX).any():
-                raise InputError("a prompt without pictures has a picture's token")
             return self._body.embed_tokens(ids), ids
         prepared = self.prepare_inputs_labels_for_multimodal(
             ids, None, None, None, ids, pictures.to(self.weights.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ LAYOUTS: Mapping[Format, str] = {"awq": "autoawq-gemm", "compressed-tensors": "c
 _COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".md")
 _COPIED_NAMES = ("LICENSE", "LICENCE", "NOTICE")
 _COPIED_MAX_BYTES = 64 << 20
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # any other file holds something else
 _LEFT_FOLDERS = ("onnx",)  # graphs traced from the full weights
 _MAX_DEPTH = 3
 _ITEM_BYTES = {"int32": 4, "int64": 8, "float": 2}
@@ -44,10 +46,9 @@ def copied_files(source: DecoderSource) -> list[Path]:
             name for name in folders if name not in _LEFT_FOLDERS and not name.startswith(".") and depth < _MAX_DEPTH
         )
         for name in sorted(names):
-            weights = name.endswith((".safetensors", ".safetensors.index.json"))
-            if place == source.folder and weights:
+            if place == source.folder and (_WEIGHTS.fullmatch(name) or place / name in source.weights):
                 continue
-            if weights or _is_copied(place / name):
+            if name.endswith((".safetensors", ".safetensors.index.json")) or _is_copied(place / name):
                 found.append((place / name).relative_to(source.root))
     return found
 
