@@ -46,13 +46,13 @@ def find_template(folders: Sequence[Path], default: str | None = None) -> str:
     """
     for folder in folders:
         file = folder / "chat_template.jinja"
-        if file.is_file():
-            return read_template(file)
+        if file.is_file() and (text := read_template(file)):
+            return text
         for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 value = read_json(folder / name, max_bytes=MAX_CONFIG_BYTES, error=ExportError, hint=_HINT)
                 template = _inside(value, folder / name)
-                if template is not None:
+                if template:
                     return template
     if default is not None:
         return default

@@ -137,13 +137,11 @@ def _with_system(segments: Segments, text: str | Refusal, spaced: str | Refusal)
         return segments
     close = middle[: len(middle) - len(user.open)]
     trim = isinstance(spaced, str) and f" {_S}\n" not in spaced
-    if segments.prefix.startswith(before) and before:  # the default text stands where a given one would
-        default = segments.prefix[len(before) :]
-        if not default.endswith(close):
-            return segments
-        default = default[: len(default) - len(close)]
+    default = segments.prefix[len(before) :]
+    if default and segments.prefix.startswith(before) and default.endswith(close):
+        # the default text stands where a given one would
         roles = replace(segments.roles, system=RoleSegments(before, close, trim))
-        return replace(segments, prefix="", default_system=default, roles=roles)
+        return replace(segments, prefix="", default_system=default[: len(default) - len(close)], roles=roles)
     if not before.startswith(segments.prefix):
         return segments
     roles = replace(segments.roles, system=RoleSegments(before[len(segments.prefix) :], close, trim))

@@ -21,6 +21,7 @@ from export.prompt_segments import (
     prove,
     random_conversations,
 )
+from models.chat_templates import TEMPLATES
 from runtime.bundle.manifest import ImagePlaceholder, PromptSection, Roles, RoleSegments
 from runtime.errors import ExportError
 from runtime.prompt import ImagePart, Message
@@ -194,3 +195,13 @@ def test_segments_reproduce_what_transformers_renders(template: str) -> None:
         plain = as_template_messages(messages, "string", lambda index: "<image>")
         (text,), _ = utils.render_jinja_template([plain], chat_template=template, add_generation_prompt=True, **NAMES)
         assert "".join(piece.text for piece in render(section, messages, {})) == text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_named_templates_are_segments_with_a_system_message(name: str) -> None:
+    """What a checkpoint without a template is given: the usual system text gives way to the user's."""
+    section, conversations = proved(TEMPLATES[name], "string")
+    assert conversations == PROOF_CONVERSATIONS
+    assert section.roles.system is not None
+    assert section.default_system is not None
+    assert section.default_system not in section.prefix

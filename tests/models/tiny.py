@@ -61,7 +61,10 @@ CHATML_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vila/sentine
 
 
 def byte_tokenizer(template: str, specials: tuple[str, ...], *, max_length: int = 2048) -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes with the given special tokens; with "<s>" among them it puts that in front."""
+    """A tokenizer of single bytes with the given special tokens; with "<s>" among them it puts that in front.
+
+    ``template`` "": it brings none.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -80,7 +83,7 @@ def byte_tokenizer(template: str, specials: tuple[str, ...], *, max_length: int 
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = template
+    tokenizer.chat_template = template or None
     return tokenizer
 
 

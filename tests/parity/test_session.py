@@ -17,17 +17,14 @@ import pytest
 from transformers import GenerationConfig
 
 from export.build import BuildRequest, build
-from export.decoder import open_decoder_checkpoint, write_decoder
 from export.progress import Progress
 from models.checkpoint import load_checkpoint
 from models.media import Video
 from runtime import startup
-from runtime.bundle import Bundle
-from runtime.decoder import OnnxDecoder, SessionSettings
 from runtime.prompt import ImagePart, Message
 from runtime.session import Session
 from scripts.demo_model.evalset import eval_items
-from tests.decoder_models import decoder_files, dequantize_
+from tests.parity.decoders import dequantize_decoder, exact_decoder
 
 ROOT = Path(__file__).parents[2]
 MAX_NEW_TOKENS, GROUP_SIZE = 48, 128
@@ -60,42 +57,13 @@ def rung(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     checkpoint = ROOT / "models" / "demo" / f"demo-{request.param}"
     folder = tmp_path_factory.mktemp(request.param)
     model, family = load_checkpoint(checkpoint)
-    dequantize_decoder(model, family)
+    dequantize_decoder(model, family, GROUP_SIZE)
     build(BuildRequest(checkpoint, folder / "bundle", group_size=GROUP_SIZE), Progress())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(startup, "open_decoder", exact_decoder(checkpoint, folder / "exact"))
+        patch.setattr(startup, "open_decoder", exact_decoder(checkpoint, folder / "exact", GROUP_SIZE))
         session = Session.open(folder / "bundle", threads=1)
     with session:
         yield Rung(request.param, model, folder / "bundle", session)
-
-
-def dequantize_decoder(model: Any, family: str) -> None:
-    """Torch's decoder gets the values that the bundle's integers stand for; tower and projector stay as they are."""
-    if family == "nvila":
-        dequantize_(model.get_llm(), GROUP_SIZE)
-        return
-    seeing = {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if "vision_tower" in name or "mm_projector" in name
-    }
-    dequantize_(model, GROUP_SIZE)
-    assert seeing and not model.load_state_dict(seeing, strict=False).unexpected_keys
-
-
-def exact_decoder(checkpoint: Path, out: Path) -> Any:
-    """An ``open_decoder`` that opens the checkpoint's decoder, written at accuracy level 0."""
-
-    out.mkdir()
-
-    def open_exact(bundle: Bundle, *, kind: str, threads: int | None, slots: int) -> OnnxDecoder:
-        with open_decoder_checkpoint(checkpoint) as opened:
-            length = bundle.manifest.decoder.max_seq_len
-            record = write_decoder(opened, out, max_seq_len=length, group_size=GROUP_SIZE, accuracy_level=0)
-        assert record["quantization"]["digest"] == bundle.manifest.quantization.digest
-        return OnnxDecoder(decoder_files(out, record), SessionSettings(threads=1, spin=False), slots=slots)
-
-    return open_exact
 
 
 def picture(image: np.ndarray) -> PIL.Image.Image:
