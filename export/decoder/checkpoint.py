@@ -177,7 +177,8 @@ class DecoderCheckpoint:
             if not LAYER.match(short) or short in expected or IGNORED.fullmatch(short):
                 continue
             # AutoGPTQ gives every linear a bias, of zeros where the model has none.
-            if short.removesuffix(".bias") in self._integers and not self._files.read(name).any():
+            stem, _, kind = short.rpartition(".")
+            if kind == "bias" and stem in self._integers and not self._files.read(name).any():
                 continue
             message = f"{self.folder}: the tensor {name!r} does not belong to a {self.config.family} decoder"
             raise ExportError(f"{message} of {self.config.layers} layers", hint=CONFIG_HINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class LinearStore:
         scales: list[npt.NDArray[Any]] = []
         zeros: list[npt.NDArray[Any]] = []
         shape = (n, k // self._group_size, self._group_size * bits // 8)
-        blocks = self._packed_blocks(linears, bits, scales, zeros)
+        blocks = chain.from_iterable(self._packed_blocks(linear, bits, scales, zeros) for linear in linears)
         weight = self._external.add_blocks(f"{name}.weight", np.dtype(np.uint8), shape, n * k * bits // 8, blocks)
         return StoredLinear(
             weight=weight,
@@ -89,16 +90,16 @@ class LinearStore:
             yield IntWeight(stored.q[rows], stored.zeros[rows], stored.scales[rows], stored.group_size, stored.bits)
 
     def _packed_blocks(
-        self, linears: Sequence[Linear], bits: int, scales: list[npt.NDArray[Any]], zeros: list[npt.NDArray[Any]]
+        self, linear: Linear, bits: int, scales: list[npt.NDArray[Any]], zeros: list[npt.NDArray[Any]]
     ) -> Iterator[npt.NDArray[Any]]:
-        for linear in linears:
-            for weight in self._integers(linear, bits):
-                self.digest.add(linear.name, weight)
-                tensors = pack(weight, "matmulnbits")
-                scales.append(tensors["scales"])
-                zeros.append(tensors["zero_points"])
-                self._advance(weight.q.size)
-                yield tensors["B"]
+        """One linear's blocks of rows; nothing of it is held when they have been taken."""
+        for weight in self._integers(linear, bits):
+            self.digest.add(linear.name, weight)
+            tensors = pack(weight, "matmulnbits")
+            scales.append(tensors["scales"])
+            zeros.append(tensors["zero_points"])
+            self._advance(weight.q.size)
+            yield tensors["B"]
 
     def _store_bias(self, name: str, linears: Sequence[Linear]) -> str:
         if not linears[0].bias:

@@ -26,6 +26,22 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+def test_whole_tensors_keep_their_integers_and_widen_their_floats(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    stored = {
+        np.dtype(kind).name: np.arange(-6, 6).astype(kind).reshape(3, 4)
+        for kind in (np.int8, np.int16, np.int32, np.int64, np.float16, np.float64)
+    }
+    save_file({**stored, "bytes": np.arange(3, dtype=np.uint8)}, path)
+    with SafetensorsFile(path) as file:
+        for name, array in stored.items():
+            found = file.read_array(name)
+            assert found.dtype == (array.dtype if array.dtype.kind == "i" else np.float32)
+            assert np.array_equal(found, array)
+        with pytest.raises(ExportError, match="bytes is U8, expected one of F32, F16, BF16, F64, I64"):
+            file.read_array("bytes")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_rows_equal_the_librarys_own_reader(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "model.safetensors"
