@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from models.adapter import load_adapter
 from models.answering import AnswersPrompts
 from models.fusion import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from models.generation import context_limit, left_aligned, settle
+from models.llava_store import save_llava
 from models.projector import build_vision_projector
 from models.tiling import llava_tiling_spec
 from models.vision_tower import VisionTower, build_vision_tower
@@ -185,6 +187,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM, AnswersPromp
     tokenizer: Any = None
     image_token: str = "<image>"
     quantization: str = "none"  # what chose the integers of packed linears; see models.packed
+    head_bits: int = 4  # of the head on integers, as the exporter stores it
 
     def __init__(self, config: LlavaLlamaConfig) -> None:
         super(LlamaForCausalLM, self).__init__(config)
@@ -245,6 +248,21 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM, AnswersPromp
         settings = settle(kwargs, config, int(mask.sum(dim=1).max()), limit, self.tokenizer)
         embeds, mask = left_aligned(embeds, mask)
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write LLaVA's own layout with the tower in ``vision_tower``; from ``state_dict`` when it is given.
+
+        ``models.checkpoint.load_checkpoint`` reads it back to the same bits. The directory is written beside its place
+        and renamed, so an interrupted save leaves what was there. Other keywords are transformers'. Raises OutputError
+        for a full disk, a tower that is not CLIP, and integer weights.
+        """
+
+        def save(folder: Path, tensors: dict[str, Tensor]) -> None:
+            super(LlavaLlamaForCausalLM, self).save_pretrained(folder, state_dict=tensors, **kwargs)
+
+        save_llava(self, Path(save_directory), state_dict, save)
 
     def tiling_spec(self) -> TilingSpec:
         """How pictures are cut for this model."""
