@@ -17,7 +17,7 @@ from export.chat_template import read_template
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.decoder import DecoderCheckpoint, choose_group_size, open_decoder_checkpoint, write_decoder
 from export.estimate import check_disk, estimate_bytes
-from export.fingerprint import BUNDLE_CODE, Fingerprint, code_digest
+from export.fingerprint import BUNDLE_CODE, NARROWING_CODE, Fingerprint, code_digest
 from export.manifest_groups import context_tokens, default_max_seq_len, prompt_request, vision_section
 from export.progress import Progress
 from export.prompt_export import TOKENIZER_NAME, PromptExport, export_prompt
@@ -128,13 +128,14 @@ class _Build:
         return Keys(traced, f"{traced} {self._precision()}", weights)
 
     def _precision(self) -> str:
-        """What the vision graphs compute in, for int8 with the digest of the scales. ExportError without scales."""
+        """What the vision graphs compute in, and what else decides narrow ones. ExportError for int8 without scales."""
         precision = self._request.vision_precision
-        if precision != "int8":
+        if precision == "fp32":
             return precision
         from export.vision.precision import scales_file
 
-        return f"int8 {sha256_file(scales_file(self._checkpoint.root))}"
+        scales = sha256_file(scales_file(self._checkpoint.root)) if precision == "int8" else ""
+        return f"{precision} {code_digest(NARROWING_CODE)} {scales}"
 
     def run(self) -> BuildResult:
         request = self._request

@@ -25,6 +25,11 @@ TRACING_CODE: Sources = {
     ),
     "models": ("mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
 }
+# What makes narrower graphs from traced ones.
+NARROWING_CODE: Sources = {
+    "export": ("vision/encoder_graph.py", "vision/half_graph.py", "vision/int8_graph.py", "vision/precision.py"),
+    "models": ("vision_scales.py",),
+}
 # What decides everything else in a bundle: decoder files, prompt, manifest groups.
 BUNDLE_CODE: Sources = {
     "export": ("decoder/*.py", "layouts/*.py", "*.py"),

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from export import build as build_module
 from export.build import BuildRequest, build
+from export.fingerprint import NARROWING_CODE
 from export.progress import Progress
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
 from export.vision.precision import LIMITS, convert, scales_file
@@ -67,7 +69,9 @@ def test_int8_without_scales_names_the_command(traced_nvila: Traced, tmp_path: P
     assert scales_file(traced_nvila.root) == traced_nvila.root / "vision_int8" / "vision_scales.safetensors"
 
 
-def test_bundle_in_int8_is_built_again_when_the_scales_change(traced_nvila: Traced, tmp_path: Path) -> None:
+def test_bundle_in_int8_is_built_again_when_scales_or_code_change(
+    traced_nvila: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = shutil.copytree(traced_nvila.root, tmp_path / "nvila")
     request = BuildRequest(root, tmp_path / "b", group_size=64, vision_precision="int8")
     build(request, Progress())
@@ -81,6 +85,9 @@ def test_bundle_in_int8_is_built_again_when_the_scales_change(traced_nvila: Trac
     changed = build(request, Progress())
     assert [stage.action for stage in changed.stages] == ["stored graphs", "converted", "unchanged", "skipped"]
     assert (tmp_path / "b" / TOWER_FILE).read_bytes() != before
+    real = build_module.code_digest
+    monkeypatch.setattr(build_module, "code_digest", lambda code: "other" if code is NARROWING_CODE else real(code))
+    assert [stage.action for stage in build(request, Progress()).stages][1:3] == ["converted", "unchanged"]
     shutil.rmtree(root / FOLDER)
     with pytest.raises(ExportError, match="is missing"):
         build(dataclasses.replace(request, dry_run=True), Progress())
