@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlavaForConditionalGeneration, Qwen2ForCausalLM
 
+from export.decoder import open_decoder_checkpoint, write_decoder
+from kernels import packing
 from models.checkpoint import load_checkpoint
-from models.int4 import Int4Linear
+from models.int4 import Int4Linear, quantized_decoder
 from models.packed import read_quantization
 from runtime.errors import ExportError
 from tests.models import tiny
@@ -128,6 +130,49 @@ def test_head_bits_that_nobody_writes_are_named(bits: Any, checkpoints: Any, tmp
     (packed / "quantization.json").write_text(json.dumps({"head_bits": bits}))
     with pytest.raises(ExportError, match=f"head_bits is {bits!r}"):
         read_quantization(packed / "llm", packed)
+
+
+def digest_in_torch(llm: Any) -> str:
+    """The digest of a decoder's integers: layer by layer q, k, v, o, gate, up, down, then the head."""
+    digest = packing.WeightDigest()
+    for index, layer in enumerate(llm.model.layers):
+        for name in ("q", "k", "v", "o"):
+            digest.add(f"layers.{index}.self_attn.{name}_proj", getattr(layer.self_attn, f"{name}_proj").integers())
+        for name in ("gate", "up", "down"):
+            digest.add(f"layers.{index}.mlp.{name}_proj", getattr(layer.mlp, f"{name}_proj").integers())
+    if isinstance(llm.lm_head, Int4Linear):
+        digest.add("lm_head", llm.lm_head.integers())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["nvila", "llava"])
+@pytest.mark.parametrize("head_bits", [None, 8, 16])
+def test_torch_runs_on_the_integers_of_the_bundle(
+    kind: str, head_bits: int | None, checkpoints: Any, tmp_path: Path
+) -> None:
+    packed, _ = quantized_copy(checkpoints(kind, hidden=64), tmp_path, "gptq", head_bits=head_bits)
+    model, _ = load_checkpoint(packed)
+    if kind == "nvila":
+        llm = model.decoder(True)
+    else:
+        llm = quantized_decoder(model, 32, model.head_bits)
+        ids, pixels = model.prepare_prompt([tiny.picture(40, 40), "q"])
+        assert llm.generate(ids, images=pixels, max_new_tokens=3).shape == (1, 3)
+    with open_decoder_checkpoint(packed) as opened:
+        record = write_decoder(opened, tmp_path, max_seq_len=256, accuracy_level=0)
+    assert record["quantization"]["head_bits"] == model.head_bits == (head_bits or 4)
+    assert record["quantization"]["method"] == model.quantization
+    assert record["quantization"]["digest"] == digest_in_torch(llm)
+
+
+def test_full_weights_become_the_integers_of_the_bundle(checkpoints: Any, tmp_path: Path) -> None:
+    directory = checkpoints("nvila", hidden=128)
+    model, _ = load_checkpoint(directory)
+    twin = model.decoder(True)
+    with open_decoder_checkpoint(directory) as opened:
+        record = write_decoder(opened, tmp_path, max_seq_len=256, accuracy_level=0)
+    assert record["quantization"]["method"] == model.quantization == "rtn"
+    assert record["quantization"]["digest"] == digest_in_torch(twin)
 
 
 # ---- faults
