@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from export.decoder.rope import Rope, read_rope
@@ -87,13 +88,21 @@ def decoder_config(config: Any, where: str) -> DecoderConfig:
         ffn=fields.count("intermediate_size", 1 << 20),
         vocab=config.get("vocab_size") if type(config.get("vocab_size")) is int else None,
         max_position_embeddings=context,
-        rope=read_rope(config, where),
+        rope=_stretched(read_rope(config, where), config, context),
         rms_eps=fields.real("rms_norm_eps", 0.0, 1.0),
         qkv_bias=family == "qwen2" or llama_bias,
         o_bias=llama_bias,
         mlp_bias=family == "llama" and bool(config.get("mlp_bias")),
         tied=bool(config.get("tie_word_embeddings") or outer.get("tie_word_embeddings")),
     )
+
+
+def _stretched(rope: Rope, config: Mapping[str, Any], context: int) -> Rope:
+    """VILA trains on more positions than its decoder was made for: plain RoPE is then scaled, which is not written."""
+    wanted = config.get("model_max_length")
+    if rope.kind != "default" or type(wanted) is not int or wanted <= context or config["model_type"] not in DEFAULTS:
+        return rope
+    return replace(rope, kind="linear", factor=float(math.ceil(wanted / context)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,17 @@ def test_linear_scaling_stretches_the_context() -> None:
     assert (config.rope.kind, config.max_context) == ("linear", 320)
 
 
+@pytest.mark.parametrize(
+    ("length", "kind", "context"), [(300, "linear", 320), (160, "default", 160), (90, "default", 160)]
+)
+def test_more_positions_than_the_decoder_was_made_for_scale_rope(length: int, kind: str, context: int) -> None:
+    """As VILA's code does when model_max_length is above max_position_embeddings: linear, rounded up to a whole."""
+    config = decoder_config(changed(model_max_length=length), "config.json")
+    assert (config.rope.kind, config.max_context) == (kind, context)
+    given = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    assert decoder_config(changed(model_max_length=length, rope_parameters=given), "config.json").rope.factor == 4
+
+
 def test_llavas_own_layout_has_the_decoder_at_the_top() -> None:
     for model_type in ("llava", "llava_llama"):
         assert decoder_config(changed(model_type=model_type), "config.json").family == "llama"
