@@ -67,6 +67,31 @@ def write_llava(root: Path) -> Path:
     return root
 
 
+def write_original_llava(root: Path, **changes: Any) -> Path:
+    """LLaVA's own layout: CLIP in a folder inside, a tokenizer without image token and template."""
+    shape = Shape(vocab=VOCAB)
+    put(root / "vision_tower" / "config.json", CLIP)
+    processor = {**PROCESSOR, "image_processor_type": "CLIPImageProcessor", "do_center_crop": False}
+    put(root / "vision_tower" / "preprocessor_config.json", processor)
+    save_file(_vision(""), root / "vision_tower" / "model.safetensors")
+    tokenizer = byte_level(LLAVA_SPECIALS[:2])
+    put(root / "tokenizer.json", tokenizer.to_str())
+    put(root / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>", "model_max_length": 128})
+    config = {
+        **shape.config(),
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "mm_vision_tower": "vision_tower",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "image_aspect_ratio": "pad",
+    }
+    put(root / "config.json", {**config, **changes})
+    save_file({**shape.weights(), **_vision("model.mm_projector.0.")}, root / "model.safetensors")
+    return root
+
+
 def write_nvila(root: Path, **changes: Any) -> Path:
     """VILA's three folders: SigLIP, mlp_downsample, Qwen2; ``changes`` go into config.json."""
     shape = Shape(family="qwen2", vocab=VOCAB)
