@@ -95,7 +95,7 @@ class _Quantization:
             "bits": 4,
             "group_size": self._request.group_size,
             "format": LAYOUTS[self._request.format],
-            "clip": self._request.clip and self._request.method == "awq",
+            "settings": None if search.settings is None else asdict(search.settings),
             "calibration": calibrated,
             "layers": layers,
             **head,

@@ -21,7 +21,7 @@ from export.quantization.output import LAYOUTS, kept_dtype, layer_file
 from export.quantization.plan import Split, split
 from export.quantization.request import SEED, QuantizeRequest
 from export.quantization.shards import Entry, array_entry, write_safetensors
-from export.quantization.source import DecoderSource
+from export.quantization.source import NORMS, DecoderSource
 from export.quantization.states import StateBatches, States
 from kernels.packing import IntWeight, WeightDigest, pack
 from models.awq import AwqSettings, LayerSearch, apply_search, quantize_layer, run_layer, search_layer
@@ -57,6 +57,10 @@ class Search:
         self._journal, self._progress = journal, progress
         self._device = torch_device(request.device)
         self._window = LayerWindow(source, self._device)
+        #: How AWQ searches; None for plain rounding.
+        self.settings = (
+            AwqSettings(group_size=request.group_size, clip=request.clip) if request.method == "awq" else None
+        )
         self._count = 0
         self._split = Split((), ())
 
@@ -114,23 +118,21 @@ class Search:
 
     def _quantize(self, index: int) -> dict[str, Any]:
         """The next states are those of the layer as it was; then it is searched, rounded and written."""
-        window, group_size = self._window, self._request.group_size
+        window = self._window
         window.load(index)
         before = States(self._journal, index, self._count)
         self._run(index, before, range(self._count))
-        found = None
-        if self._request.method == "awq":
-            settings = AwqSettings(group_size=group_size, clip=self._request.clip)
+        found, rounding = None, None
+        if self.settings is not None:
             batches = StateBatches(before, self._split.searched, window.batch)
-            found = search_layer(window.layer, batches, settings)
+            found = search_layer(window.layer, batches, self.settings)
             apply_search(window.layer, found)
+            rounding = batches if self.settings.compensate else None
         names = self._source.layer_tensors(index)
         kinds = {inside: kept_dtype(self._source.tensors[name]) for inside, name in names.items()}
-        round_norms(
-            window.layer, {n: _TORCH[kinds[f"{n}.weight"]] for n in ("input_layernorm", "post_attention_layernorm")}
-        )
+        round_norms(window.layer, {norm: _TORCH[kinds[f"{norm}.weight"]] for norm in NORMS})
         try:
-            integers = quantize_layer(window.layer, group_size)
+            integers = quantize_layer(window.layer, self._request.group_size, rounding)
         except ValueError as problem:
             raise ExportError(f"layer {index}: a linear {problem}", hint="check the checkpoint's weights") from problem
         self._journal.write(

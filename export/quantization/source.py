@@ -18,7 +18,7 @@ from runtime.errors import ExportError
 MAX_CONFIG_BYTES = 4 << 20
 BLOCK_BYTES = 64 << 20  # of f32 values that are in memory at a time
 _CHUNK_BYTES = 16 << 20
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+NORMS = ("input_layernorm", "post_attention_layernorm")
 _INTEGER_NAMES = (".qweight", ".weight_packed")
 _ORIGINAL = "quantise the checkpoint that it was made from"
 
@@ -63,7 +63,7 @@ class DecoderSource:
     def layer_tensors(self, index: int) -> dict[str, str]:
         """Stored names of a layer's tensors by their names inside the layer (``self_attn.q_proj.weight``)."""
         at = f"layers.{index}."
-        inside = [f"{norm}.weight" for norm in _NORMS]
+        inside = [f"{norm}.weight" for norm in NORMS]
         for linear in self.decoder.layer(index).values():
             short = linear.name.removeprefix(at)
             inside += [f"{short}.weight"] + ([f"{short}.bias"] if linear.bias else [])

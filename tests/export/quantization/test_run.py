@@ -283,7 +283,7 @@ def test_search_never_sees_what_is_held_out(runs: Runs, tmp_path: Path, monkeypa
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, lines)))
     request = runs.request("nvila", str(tmp_path / "out"), calibration=tmp_path / "set.jsonl", samples=4, clip=False)
     record = quantize(request, Progress()).record
-    assert record is not None and record["calibration"]["held_out"] == 1 and record["clip"] is False
+    assert record is not None and record["calibration"]["held_out"] == 1 and record["settings"]["clip"] is False
     lengths = np.array(seen)
     assert lengths.shape == (2, 3) and (lengths[0] == lengths[1]).all()
     assert record["calibration"]["positions"] - lengths[0].sum() == record["head"]["positions"]
