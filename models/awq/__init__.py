@@ -4,7 +4,7 @@
 
 Layer by layer: ``search_layer`` finds scales and clip maxima on calibration inputs, ``apply_search`` moves the scales
 into the layer in place without changing what it computes, ``quantize_layer`` rounds, on the calibration inputs so that
-errors make up for each other. Llama and Qwen2 decoder layers. ``AwqSettings.published()`` is the published method alone.
+errors make up for each other. ``AwqSettings.published()`` is the published method alone. Llama and Qwen2 decoders.
 Source: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (MLSys 2024).
 """
 
