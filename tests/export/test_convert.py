@@ -13,39 +13,39 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoint import read_checkpoint
 from export.convert import convert, main
+from models.checkpoint import load_checkpoint
 from models.projector import read_range
 from models.weights import weight_files
 from runtime.errors import ExportError, OutputError
 from tests.export.small_checkpoints import write_llava
+from tests.models.quantized import quantized_copy
+from tests.models.tiny import write_nvila
 
 pytestmark = pytest.mark.torch
 
 
-def pickled(root: Path, shards: int = 1) -> dict[str, Any]:
+def pickled(root: Path, shards: int) -> dict[str, Any]:
     """Turns a checkpoint's weights into pickles; returns them."""
     weights = load_file(root / "model.safetensors")
     (root / "model.safetensors").unlink()
     names = sorted(weights)
     for number in range(shards):
         part = {name: weights[name] for name in names[number::shards]}
-        file = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
-        torch.save(part, root / file)
-    if shards > 1:
-        (root / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
+        torch.save(part, root / f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin")
+    (root / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
     return weights
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_converted_checkpoint_can_be_exported_and_the_command_tells_what_it_did(
-    tmp_path: Path, shards: int, capsys: pytest.CaptureFixture[str]
+def test_converted_shards_can_be_exported_and_the_command_tells_what_it_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_llava(tmp_path / "l")
-    weights = pickled(root, shards)
+    weights = pickled(root, 2)
     with pytest.raises(ExportError):
         read_checkpoint(root)
     assert main([str(root), "--out", str(tmp_path / "converted"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["files"], told["tensors"], told["left_out"]) == (shards, len(weights), {})
+    assert (told["files"], told["tensors"], told["left_out"]) == (2, len(weights), {})
     checkpoint = read_checkpoint(tmp_path / "converted")
     found: dict[str, Any] = {}
     for path in checkpoint.files:
@@ -105,12 +105,11 @@ def test_awq_weights_keep_their_place_and_side_files_their_names(tmp_path: Path)
 def test_what_cannot_be_one_model_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "c"
     root.mkdir()
-    torch.save({"a": torch.zeros(1)}, root / "pytorch_model-00001-of-00003.bin")
-    torch.save({"a": torch.zeros(1)}, root / "pytorch_model-00003-of-00003.bin")
-    with pytest.raises(ExportError, match="shard 2 of 00003 is missing"):
+    torch.save({"a": torch.zeros(1)}, root / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(ExportError, match="shard 1 of 00002 is missing"):
         convert(root, tmp_path / "o")
-    torch.save({"b": torch.zeros(1)}, root / "pytorch_model-00002-of-00003.bin")
-    with pytest.raises(ExportError, match=r"'a' is in model-00001.*and in model-00003"):
+    torch.save({"a": torch.zeros(1)}, root / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(ExportError, match=r"'a' is in model-00001.*and in model-00002"):
         convert(root, tmp_path / "o")
     torch.save({"a": torch.zeros(1)}, root / "pytorch_model.bin")
     with pytest.raises(ExportError, match="several files of weights"):
@@ -145,3 +144,21 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, monke
     with pytest.raises(OutputError, match="No space left"):
         convert(tmp_path / "c", tmp_path / "deep" / "o")
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_published_awq_file_becomes_a_checkpoint_that_loads_with_its_integers(tmp_path: Path) -> None:
+    source = write_nvila(tmp_path / "n", hidden=128, scales=None)
+    packed, floats = quantized_copy(source, tmp_path, "llm-awq-v2", group_size=128, mark=False)
+    weights = packed / "llm" / "model.safetensors"
+    torch.save(load_file(weights), packed / "llm" / "nvila-w4-g128-awq-v2.pt")
+    weights.unlink()
+    with pytest.raises(ExportError, match=r"awq-v2\.pt, a pickle"):
+        load_checkpoint(packed)
+    convert(packed, tmp_path / "converted")
+    model, family = load_checkpoint(tmp_path / "converted")
+    assert (family, model.quantization) == ("nvila", "awq")
+    judge, _ = load_checkpoint(floats)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        ours, theirs = model.decoder(True).model(ids), judge.llm.model(ids)  # without the heads, whose bits differ
+    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, atol=1e-5, rtol=1e-5)

@@ -49,9 +49,7 @@ TESTED_THROUGH = {
     "models/adapter.py": "tests/models/test_llava.py",
     "models/answering.py": "tests/models/test_llava.py",
     "models/image_tokens.py": "tests/models/test_llava.py",
-    "models/nvila_bench.py": "tests/models/test_nvila.py",
     "models/nvila_config.py": "tests/models/test_nvila.py",
-    "models/nvila_stream.py": "tests/models/test_nvila.py",
     "models/tokenizer.py": "tests/models/test_conversation.py",
 }
 
