@@ -15,7 +15,7 @@ from runtime.errors import MemoryLimitError
 PROCESS_BYTES = 80 << 20  # interpreter, numpy, tokenizer, engine library
 _KV_ITEM_BYTES = {"onnx": 4, "cuda": 2}
 _ACTIVATIONS_PER_CHANNEL = 16  # f32 rows alive at once in one transformer layer: q, k, v, MLP of 4, residuals
-_SCORE_HEADS = 16
+_SCORE_ROWS = 32  # attention scores of 16 heads, before and after the softmax
 _PREFILL_CHUNK = 512
 
 
@@ -50,7 +50,7 @@ def memory_budget(manifest: Manifest, *, kind: str = "onnx", slots: int = 1, til
     # A head in f16 is widened by the engine when it loads the graph.
     widened = 2 * decoder.vocab * decoder.hidden if manifest.quantization.head_bits == 16 else 0
     rows = tower.patches_per_tile
-    vision_peak = 4 * tiles_at_once * rows * (tower.channels * _ACTIVATIONS_PER_CHANNEL + rows * _SCORE_HEADS)
+    vision_peak = 4 * tiles_at_once * rows * (tower.channels * _ACTIVATIONS_PER_CHANNEL + rows * _SCORE_ROWS)
     chunk = min(_PREFILL_CHUNK, decoder.max_seq_len)
     prefill = 4 * chunk * (decoder.hidden * 8 + decoder.ffn * 3 + decoder.heads * decoder.max_seq_len)
     return Budget(

@@ -11,9 +11,10 @@ from runtime.vision.external_data import check_external_data
 from runtime.vision.onnx_session import Graph, VisionSettings, check_shape
 from runtime.vision.protocol import F32
 
-# Patches in one run of the tower. Its attention holds heads * patches^2 floats a tile: 67 MB for 16 heads and 1024
-# patches, so 17 tiles at once would take 1.1 GB for nothing (tiles do not see each other).
-_PATCHES_PER_RUN = 4096
+# Patches in one run of the tower. Its attention holds heads * patches^2 floats a tile, twice: 134 MB for 16 heads and
+# 1024 patches, so 17 tiles at once would take 2.3 GB for nothing (tiles do not see each other, and the products of one
+# are large enough to keep all cores busy). `runtime.budget` counts on one such tile at a time.
+_PATCHES_PER_RUN = 1024
 # As many in pixels, for towers that cut a tile into pieces of several sizes by themselves (static S²).
 _PIXELS_PER_RUN = _PATCHES_PER_RUN * 14 * 14
 

@@ -97,7 +97,7 @@ print(json.dumps({"increase": peaks[1] - peaks[0], "data": data}))
 def test_peak_memory_of_tracing_grows_with_a_tensor_not_with_the_tower(tmp_path: Path) -> None:
     tiny = write_nvila(tmp_path / "tiny", scales=None)
     large = write_nvila(tmp_path / "large", scales=None, tower_width=WIDTH)
-    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 7, "num_attention_heads": 8}
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 5, "num_attention_heads": 8}
     config = SiglipVisionConfig(vision_use_head=False, image_size=28, patch_size=7, **shape)
     with no_init_weights(), default_dtype(torch.bfloat16):
         model = SiglipVisionModel(config)
@@ -110,8 +110,8 @@ def test_peak_memory_of_tracing_grows_with_a_tensor_not_with_the_tower(tmp_path:
     shutil.rmtree(large)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
-    computed = 4 * 6 * 12 * WIDTH**2  # f32 bytes of the six layers that are computed: 302 MB
+    computed = 4 * 4 * 12 * WIDTH**2  # f32 bytes of the four layers that are computed: 201 MB
     assert measured["data"] > 0.49 * computed
     # The engine maps the data file; mapped pages count as resident although the system may drop them at any time.
     private = measured["increase"] - measured["data"]
-    assert private < 6 * (4 * 4 * WIDTH**2) == computed / 3, "a few of the largest tensors"
+    assert private < 6 * (4 * 4 * WIDTH**2) == computed / 2, "a few of the largest tensors"
