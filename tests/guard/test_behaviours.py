@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 NUMBERS = range(1, 41)
 
 
+@functools.cache
 def rows() -> dict[int, tuple[str, set[tuple[str, str]]]]:
     """Promise and (file, test) of each line of the table."""
     found = LINE.findall(TABLE.read_text(encoding="utf-8"))
@@ -27,6 +29,7 @@ def functions_of(path: Path) -> set[str]:
     return {node.name for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)}
 
 
+@functools.cache
 def named_tests() -> dict[int, set[tuple[str, str]]]:
     """(file, test) of every test that is called after a behaviour, by its number."""
     found: dict[int, set[tuple[str, str]]] = {}
