@@ -127,6 +127,9 @@ def llava_tiling_spec(model: Any) -> TilingSpec:
     processor, aspect = tower.image_processor, getattr(model.config, "image_aspect_ratio", None)
     if aspect not in (None, "", "square", "pad"):
         raise ExportError(f"image_aspect_ratio is {aspect!r}", hint="square and pad are supported")
+    for key in ("s2", "dynamic_s2"):
+        if getattr(model.config, key, False):
+            raise ExportError(f"{key} with LLaVA's own layout", hint="S² is served in VILA's three folders")
     mode = "pad" if aspect == "pad" else processor_mode(processor)
     keeps_class = tower.select_feature == "cls_patch"
     return TilingSpec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +156,29 @@ def test_processor_that_makes_no_square_is_refused() -> None:
     with pytest.raises(ExportError, match="28"):
         tiling.processor_tile_px(oblong)
     assert tiling.processor_tile_px(CLIP) == 28
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio is 'anyres'"),
+        ({"s2": True}, "s2 with LLaVA's own layout"),
+        ({"dynamic_s2": True}, "dynamic_s2 with LLaVA's own layout"),
+    ],
+)
+def test_views_that_llava_does_not_serve_are_refused_by_name(fields, said) -> None:
+    tower = SimpleNamespace(image_processor=CLIP)
+    model = SimpleNamespace(get_vision_tower=lambda: tower, config=SimpleNamespace(**fields))
+    with pytest.raises(ExportError, match=said):
+        tiling.llava_tiling_spec(model)
+
+
+def test_processor_whose_size_is_the_square_itself_cuts_nothing() -> None:
+    """S² towers set a CLIP processor's size to height and width: the picture is squeezed, its centre is not cut out."""
+    square = {"height": 28, "width": 28}
+    processor = CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=True)
+    assert (tiling.processor_mode(processor), tiling.processor_mode(CLIP)) == ("resize", "crop")
+    image = picture(90, 40)
+    squeezed = processor(image, return_tensors="pt")["pixel_values"]
+    tiles, _ = tiling.pictures_tiles([image], TilingSpec("resize", 28, 4), processor)
+    assert torch.equal(tiles[0], squeezed)

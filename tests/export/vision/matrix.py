@@ -1,7 +1,7 @@
 """The export matrix: every vision tower x view x projector, as tiny checkpoints with random weights.
 
 Beside each cell stands why it is refused, if it is. `test_matrix` runs all cells on graphs that it traces once a
-session; ``scripts/export_matrix.py`` traces every cell by itself.
+session, ``scripts/export_matrix.py`` too, or, with ``--each``, traces every cell by itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import torch
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.manifest_groups import vision_section
 from export.vision.names import FEATURES, PROJECTOR_FILE, TOWER_FILE, TOWER_INPUT, scale_inputs
+from export.vision.trace import trace_projector, trace_tower
 from models.checkpoint import load_checkpoint
 from models.nvila import NVILAQwen2
 from runtime.tiling import TileLayout, TilingSpec, layout_for, s2_matrices
@@ -140,6 +142,38 @@ def _write_vila(cell: Cell, target: Path) -> Path:
     tiny.write_projector(root / "mm_projector", kind, WIDTH * cell.maps, cell.hidden)
     (root / "mm_projector" / "config.json").write_text(json.dumps({"mm_projector_type": cell.kind}))
     return root
+
+
+class Graphs:
+    """Checkpoints of cells, and the graphs that several of them share, traced when they are first asked for.
+
+    ``each``: every cell has its own.
+    """
+
+    def __init__(self, root: Path, *, each: bool = False) -> None:
+        self._root, self._each = root, each
+        self._folders: dict[Any, Path] = {}
+
+    def checkpoint(self, cell: Cell) -> Path:
+        if cell not in self._folders:
+            self._folders[cell] = write_cell(cell, self._root / f"cell{len(self._folders)}")
+        return self._folders[cell]
+
+    def tower(self, cell: Cell) -> Path:
+        """Plain tiles, a thumbnail and the tiles of dynamic S² go through one and the same graph."""
+        return self._traced(("tower", cell.layout, cell.tower, cell.view == "static S²"), cell, trace_tower)
+
+    def projector(self, cell: Cell) -> Path:
+        return self._traced(("projector", *cell.projector_key), cell, trace_projector)
+
+    def _traced(self, key: tuple[Any, ...], cell: Cell, trace_one: Callable[[Checkpoint, Path], float]) -> Path:
+        key = (*key, cell) if self._each else key
+        if key not in self._folders:
+            folder = self._root / f"graph{len(self._folders)}"
+            folder.mkdir()
+            trace_one(read_checkpoint(self.checkpoint(cell)), folder)
+            self._folders[key] = folder
+        return self._folders[key]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """The export matrix: torch eager = traced graph in ONNX Runtime, on every cell that combines; the rest is refused.
 
 The table is in `tests.export.vision.matrix`. Towers and projectors are two graphs, so each is traced once a session and
-serves every cell that it belongs to; ``scripts/export_matrix.py`` traces both for each cell by itself.
+serves every cell that it belongs to; ``scripts/export_matrix.py --each`` traces both for each cell by itself.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,39 +17,9 @@ from export.vision.trace import trace_projector, trace_tower
 from models.checkpoint import load_checkpoint
 from runtime.errors import ExportError
 from tests.export.vision import matrix
-from tests.export.vision.matrix import CELLS, LIMIT, TOWERS, VIEWS, Cell, measure, write_cell
+from tests.export.vision.matrix import CELLS, LIMIT, TOWERS, VIEWS, Cell, Graphs, measure, write_cell
 
 pytestmark = pytest.mark.torch
-
-
-class Graphs:
-    """Checkpoints of cells, and the graphs that several of them share."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._folders: dict[Any, Path] = {}
-
-    def checkpoint(self, cell: Cell) -> Path:
-        if cell not in self._folders:
-            self._folders[cell] = write_cell(cell, self._root / f"cell{len(self._folders)}")
-        return self._folders[cell]
-
-    def tower(self, cell: Cell) -> Path:
-        """Plain tiles, a thumbnail and the tiles of dynamic S² go through one and the same graph."""
-        static = cell.view == "static S²"
-        return self._traced((cell.layout, cell.tower, static), cell, trace_tower)
-
-    def projector(self, cell: Cell) -> Path:
-        return self._traced(cell.projector_key, cell, trace_projector)
-
-    def _traced(self, key: Any, cell: Cell, trace_one: Any) -> Path:
-        if key not in self._folders:
-            folder = self._root / f"graph{len(self._folders)}"
-            folder.mkdir()
-            error = trace_one(read_checkpoint(self.checkpoint(cell)), folder)
-            assert error < 1e-4
-            self._folders[key] = folder
-        return self._folders[key]
 
 
 @pytest.fixture(scope="session")
