@@ -5,9 +5,9 @@
     python scripts/bench/full_shape.py nvila-8b --work /tmp/full_shape --limit-gib 6 --steps build
 
 Steps: write (the checkpoint with random weights, by transformers; not limited), build (``export.build_engines``),
-quantize (``export.quantize`` on a few pictures), build-quantized, session (open the bundle on the CPU, one picture).
-How the limit is kept: ``full_shape_watch.py``. Shapes whose decoder is too large to be written here hold two of its
-layers and the head; their lines say so, and what is computed from them is labelled "extrapolated".
+quantize (``export.quantize``, AWQ on two lines of text), build-quantized, session (open the bundle on the CPU, one
+picture). How the limit is kept: ``full_shape_watch.py``. Shapes whose decoder is too large to be written here hold two
+of its layers and the head; their lines say so, and what is computed from them is labelled "extrapolated".
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ STEPS = ("write", "build", "quantize", "build-quantized", "session")
 GIB = 1 << 30
 WRITE_LIMIT = 8 * GIB
 GROUP = 128
+PROMPTS = ("What is in the image? A red car on a street.", "How many people are there? Two people at a table.")
 
 SESSION = """
 import json, sys, time
@@ -71,9 +72,12 @@ class Bench:
         if step == "write":
             return _described(self._python(WRITE_LIMIT, _script(), self.name, self.checkpoint))
         if step == "quantize":
-            self._pictures()
-            out = ["--out", self.quantized, "--calibration", self.args.work / "pictures"]
-            return _described(self._python(self.limit, "-m", "export.quantize", self.checkpoint, *out))
+            prompts, tokens = self.args.work / "prompts.txt", self.args.calibration_tokens
+            prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+            few = ["--samples", len(PROMPTS), "--tokens", tokens, "--max-seq-len", tokens, "--head-bits", 4]
+            out = ["--out", self.quantized, "--calibration", prompts, "--force", *few]
+            run = self._python(self.limit, "-m", "export.quantize", self.checkpoint, *out)
+            return _described(run) | {"calibration_tokens": tokens}
         if step == "session":
             run = self._python(self.limit, "-c", SESSION, self._bundle(), self.args.tokens)
             return _described(run) | (json.loads(run.stdout) if run.code == 0 else {})
@@ -101,22 +105,13 @@ class Bench:
         found = [path.with_suffix(".bundle") for path in (self.quantized, self.checkpoint)]
         return next((path for path in found if path.is_dir()), found[-1])
 
-    def _pictures(self) -> None:
-        import numpy as np
-        from PIL import Image
-
-        folder = self.args.work / "pictures"
-        folder.mkdir(exist_ok=True)
-        for seed in range(self.args.pictures):
-            small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-            Image.fromarray(small).resize((448, 448), Image.Resampling.BICUBIC).save(folder / f"{seed}.png")
-
     def _python(self, limit: int, *arguments: object) -> Run:
         return run_limited([sys.executable, *map(str, arguments)], limit, ROOT)
 
     def clean(self) -> None:
         """Removes what the steps wrote."""
-        for path in (self.checkpoint, self.quantized, self.args.work / "pictures"):
+        (self.args.work / "prompts.txt").unlink(missing_ok=True)
+        for path in (self.checkpoint, self.quantized):
             shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(path.with_suffix(".bundle"), ignore_errors=True)
 
@@ -153,7 +148,7 @@ def main() -> int:
     parser.add_argument("--limit-gib", type=float, default=3.0, help="resident memory of one process")
     parser.add_argument("--steps", default="write,build,session", help=f"of {','.join(STEPS)}")
     parser.add_argument("--vision-precision", choices=("fp32", "fp16", "int8"), default="fp32")
-    parser.add_argument("--pictures", type=int, default=2, help="calibration pictures")
+    parser.add_argument("--calibration-tokens", type=int, default=128, help="of all prompts, for quantize")
     parser.add_argument("--tokens", type=int, default=16, help="of the answer")
     parser.add_argument("--keep", action="store_true", help="leave checkpoint and bundle where they are")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")

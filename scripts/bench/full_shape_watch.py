@@ -2,13 +2,14 @@
 
 The limit is kept by watching: every 50 ms the resident memory (VmRSS) of the child and of each of its descendants is
 read, and the whole group is killed when one process is above it. The peak is VmHWM, the kernel's own high-water mark of
-each process, so nothing between two looks is missed except in the last 50 ms of a descendant's life; for the child
-itself `wait4` reports the mark exactly. Mapped files that are resident count like everything else.
+each process, so nothing between two looks is missed except in the last 50 ms of a process; `wait4` reports the exact
+mark of a child that takes more than the process that watches it. Resident pages of mapped files count like all others.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -48,7 +49,9 @@ def run_limited(command: list[str], limit_bytes: int, cwd: Path) -> Run:
     watch.finished.set()
     for thread in (watch, *readers):
         thread.join()
-    peak = max(watch.peak_kb, usage.ru_maxrss) / 1024
+    # The mark that the kernel reports at the end begins with the memory of the process that started the child.
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = max(watch.peak_kb, usage.ru_maxrss if usage.ru_maxrss > ours else 0) / 1024
     seconds = time.perf_counter() - began
     tail = texts["stderr"][-_TAIL_CHARS:]
     return Run(round(seconds, 1), round(peak, 1), child.returncode, watch.killed, texts["stdout"], tail)
