@@ -41,6 +41,8 @@ def quantize_vision(request: QuantizeRequest, progress: Progress) -> QuantizeRes
             "--vision measures activations on pictures, and there are none",
             hint="add --calibration <folder of images or .jsonl>",
         )
+    if request.device != "cpu":
+        raise UsageError(f"--vision measures on the CPU, not on {request.device}", hint="leave --device out")
     _check_out(request)
     checkpoint = read_checkpoint(request.checkpoint)
     calibration = read_calibration(request.calibration, request.samples)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from models.vision_scales import LINEARS, QKV, ActivationScales, linear_name
+from models.vision_scales import LINEARS, NORM_OF, QKV, SMOOTHED, ActivationScales, linear_name
 from runtime.errors import ExportError
 
 F32 = npt.NDArray[np.float32]
@@ -67,19 +67,27 @@ def encoder_layers(graph: Any, constants: Constants) -> list[EncoderLayer]:
     """
     norms = {node.output[0]: node for node in graph.node if node.op_type == "LayerNormalization"}
     products = [node for node in graph.node if _is_product(node, constants)]
-    if not products or len(products) % len(LINEARS):
-        raise _unexpected(f"{len(products)} products with weights, expected {len(LINEARS)} for each encoder layer")
+    whole = len(products) - len(LINEARS) + 1
+    begins = [at for at in range(whole) if _is_layer(products[at : at + len(LINEARS)], norms)]
+    # S² averages its maps with further products behind the last layer.
+    if not begins or begins != list(range(0, len(LINEARS) * len(begins), len(LINEARS))):
+        raise _unexpected(
+            f"its {len(products)} products with weights are not {len(LINEARS)} for each encoder layer, in order"
+        )
     layers = []
-    for begin in range(0, len(products), len(LINEARS)):
-        named = dict(zip(LINEARS, products[begin : begin + len(LINEARS)], strict=True))
-        sources = {linear: node.input[0] for linear, node in named.items()}
-        fed = {linear for linear, source in sources.items() if source in norms}
-        if fed != {*QKV, "mlp.fc1"} or len({sources[linear] for linear in QKV}) != 1:
-            raise _unexpected(f"products {begin} to {begin + len(LINEARS) - 1} do not form an encoder layer")
-        chosen = {"layer_norm1": norms[sources[QKV[0]]], "layer_norm2": norms[sources["mlp.fc1"]]}
+    for at in begins:
+        named = dict(zip(LINEARS, products[at : at + len(LINEARS)], strict=True))
+        chosen = {norm: norms[named[linears[0]].input[0]] for norm, linears in SMOOTHED.items()}
         layers.append(EncoderLayer(named, chosen))
     _check_alone(graph, layers)
     return layers
+
+
+def _is_layer(products: list[Any], norms: Mapping[str, Any]) -> bool:
+    """Whether six products take q, k and v's norm three times, and fc1's once, where a layer does."""
+    sources = dict(zip(LINEARS, (node.input[0] for node in products), strict=True))
+    fed = {linear for linear, source in sources.items() if source in norms}
+    return fed == set(NORM_OF) and len({sources[linear] for linear in QKV}) == 1
 
 
 def weight_rows(product: Any, constants: Constants) -> F32:

@@ -183,6 +183,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(
         quantize_vision(request(llava, out, None), Progress())
     with pytest.raises(UsageError, match="none of its prompts has a picture"):
         quantize_vision(request(llava, out, texts), Progress())
+    with pytest.raises(UsageError, match="on the CPU, not on cuda"):
+        quantize_vision(request(llava, out, pictures, device="cuda"), Progress())
     with pytest.raises(UsageError, match="lie in each other"):
         quantize_vision(request(llava, llava / "inside", pictures), Progress())
     with pytest.raises(ExportError, match="no such folder"):

@@ -37,14 +37,14 @@ class Traced:
         return self.graphs / TOWER_FILE
 
 
-def trace(root: Path) -> Traced:
-    """Traces a checkpoint into a folder beside it."""
+def trace(root: Path, side: int = 28) -> Traced:
+    """Traces a checkpoint, which takes tiles of ``side`` px, into a folder beside it."""
     checkpoint = read_checkpoint(root)
     graphs = root.parent / f"{root.name}-graphs"
     graphs.mkdir()
     trace_vision(checkpoint, graphs)
     tower = load_vision(checkpoint).tower
-    return Traced(root, graphs, tower, calibrate_tower(tower, random_tiles(6, 28, seed=0)).scales)
+    return Traced(root, graphs, tower, calibrate_tower(tower, random_tiles(6, side, seed=0)).scales)
 
 
 def keep(traced: Traced) -> Traced:

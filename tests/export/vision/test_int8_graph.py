@@ -21,7 +21,7 @@ from models.smoothquant import ActivationScales, feature_error, linear_name, w8a
 from models.vision_scales import LINEARS
 from runtime.errors import ExportError
 from tests.export.vision.graphs import Traced, random_tiles, run, trace, with_weights_apart
-from tests.models.tiny import write_llava
+from tests.models.tiny import write_llava, write_nvila
 
 pytestmark = pytest.mark.torch
 
@@ -192,6 +192,17 @@ def test_weight_taken_by_a_gemm_is_understood(tmp_path: Path) -> None:
         for name in ("g.onnx", "t.onnx")
     )
     assert 0 < np.linalg.norm(narrow - wide) < 0.15 * np.linalg.norm(wide)
+
+
+def test_static_s2_tower_keeps_the_products_that_average_its_maps(tmp_path: Path) -> None:
+    extra = {"dynamic_s2": False, "s2": True}
+    s2 = trace(write_nvila(tmp_path / "s2", scales=(28, 56, 84), aspect="resize", extra=extra), side=84)
+    write_int8_tower(s2.path, tmp_path / "t.onnx", s2.scales)
+    before, after = (operators(onnx.load(path)) for path in (s2.path, tmp_path / "t.onnx"))
+    assert before["MatMul"] == after["MatMul"] > 2 * (6 + 2), "attention's two and the averages stay"
+    assert after["DequantizeLinear"] == 10 * 2
+    pictures = random_tiles(2, 84)
+    assert error(run(tmp_path / "t.onnx", pictures), s2.tower(pictures)) < 0.06
 
 
 def test_scales_of_other_weights_are_refused(traced_llava: Traced, traced_nvila: Traced, tmp_path: Path) -> None:
