@@ -80,11 +80,13 @@ class Weights:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.device = device
+        self._files = ExitStack()
         self._streamed: list[StreamedWeights] = []
         if device.type == "cpu":
             with WithoutMemory():
                 modules = load_vision(checkpoint)
-            self._streamed = [StreamedWeights(modules.tower), StreamedWeights(modules.projector)]
+            for module in (modules.tower, modules.projector):
+                self._streamed.append(self._files.enter_context(StreamedWeights(module)))
         else:
             modules = load_vision(checkpoint)
             modules.tower.to(device)
@@ -110,8 +112,7 @@ class Weights:
 
     def close(self) -> None:
         """Closes the files."""
-        for weights in self._streamed:
-            weights.__exit__()
+        self._files.close()
 
 
 def load_front(root: Path, source: DecoderSource, device: torch.device) -> Front:

@@ -22,7 +22,8 @@ from runtime.errors import MemoryLimitError, OutputError, UsageError
 
 HELD_OUT_EVERY = 8
 # Peak memory beside weights and activations: the interpreter with torch, transformers and their working space.
-_BASE_BYTES = 700 << 20
+_BASE_BYTES = 500 << 20
+_TILES_BYTES = 500 << 20  # four tiles of 1,024 patches in a SigLIP-so400m
 # What decides the result: our own code.
 CODE: Sources = {
     "export": ("quantization/*.py", "vision/load.py", "checkpoint.py", "image_processor.py", "decoder/*.py"),
@@ -120,13 +121,17 @@ def check_disk(out: Path, needed: int) -> None:
 
 
 def memory_bytes(request: QuantizeRequest, source: DecoderSource) -> int:
-    """About the most that will be resident: the vision tower in f32, or one layer with all that its linears see."""
+    """About the most that will be resident: a few tiles in the tower, or one layer with all that its linears see.
+
+    Tower and projector are themselves in memory only on their way to another device.
+    """
     config = source.decoder.config
     linears = [linear.n * linear.k for linear in source.decoder.layer(0).values()]
     weights = 4 * (sum(linears) + 2 * max(linears) + 4 * max(linears))
     seen = 4 * request.tokens * (3 * config.hidden + config.ffn) if request.method == "awq" else 0
     longest = 4 * request.max_seq_len * (4 * config.hidden + 3 * config.ffn)
-    front = 4 * _vision_values(source) * 3 // 2 if request.calibration else 0
+    vision = _vision_sizes(source)
+    front = _TILES_BYTES + 4 * (max(vision, default=0) if request.device == "cpu" else sum(vision) * 3 // 2)
     return _BASE_BYTES + max(weights + seen + longest, front)
 
 
@@ -140,16 +145,16 @@ def check_memory(needed: int) -> None:
         )
 
 
-def _vision_values(source: DecoderSource) -> int:
-    """Numbers in tower and projector."""
-    if source.folder != source.root:
-        total = 0
-        for part in ("vision_tower", "mm_projector"):
-            with WeightFiles(source.root / part) as files:
-                total += sum(math.prod(files.info(name).shape) for name in files.names())
-        return total
-    ours = (source.prefix, source.head)
-    return sum(math.prod(info.shape) for name, info in source.tensors.items() if not name.startswith(ours))
+def _vision_sizes(source: DecoderSource) -> list[int]:
+    """How many numbers each tensor of tower and projector has."""
+    if source.folder == source.root:
+        ours = (source.prefix, source.head)
+        return [math.prod(info.shape) for name, info in source.tensors.items() if not name.startswith(ours)]
+    sizes = []
+    for part in ("vision_tower", "mm_projector"):
+        with WeightFiles(source.root / part) as files:
+            sizes += [math.prod(files.info(name).shape) for name in files.names()]
+    return sizes
 
 
 def torch_device_name(name: str) -> str:

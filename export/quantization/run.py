@@ -27,6 +27,7 @@ from export.quantization.plan import (
 from export.quantization.request import SEED, QuantizeRequest, QuantizeResult
 from export.quantization.source import DecoderSource, read_config
 from runtime.bundle.write import place_directory
+from runtime.errors import OutputError
 from runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -60,8 +61,17 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeResult:
             _say_plan(plan, progress)
             return QuantizeResult(request.out, None, plan)
         describes = describe(request, source, calibration, progress)
-        with open_journal(request.out.absolute(), describes, request.force) as journal:
-            record = _Quantization(request, source, calibration, journal, progress).run(describes)
+        try:
+            with open_journal(request.out.absolute(), describes, request.force) as journal:
+                record = _Quantization(request, source, calibration, journal, progress).run(describes)
+        except OSError as problem:
+            where = f" ({problem.filename})" if problem.filename else ""
+            raise OutputError(
+                f"{request.out}: cannot be written: {problem.strerror or problem}{where}",
+                hint="check room and permissions on that disk; the same command goes on where it stopped",
+            ) from problem
+        finally:
+            progress.end()
     return QuantizeResult(request.out, record, plan)
 
 

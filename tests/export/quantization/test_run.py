@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -224,11 +225,11 @@ def test_an_interrupted_run_with_other_settings_is_named(
     request = replace(runs.request("nvila", str(tmp_path / "out"), method="rtn", head_bits="4"), calibration=None)
 
     def full(*_: object) -> None:
-        raise OutputError("the disk is full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_checkpoint", full)
-        with pytest.raises(OutputError, match="the disk is full"):
+        with pytest.raises(OutputError, match=r"cannot be written: No space left on device \(model\.safetensors\)"):
             quantize(request, Progress())
     assert (tmp_path / "out.partial" / "layer-0001.safetensors").is_file()
     with pytest.raises(OutputError, match="its head_bits is '4', not '8'"):
