@@ -33,7 +33,7 @@ class QuantizeRequest:
     samples: int = 32
     max_seq_len: int = 2048
     tokens: int = 16_384
-    clip: bool = True
+    clip: bool = False
     device: str = "cpu"
     dry_run: bool = False
     force: bool = False
