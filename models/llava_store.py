@@ -18,7 +18,7 @@ from runtime.bundle.write import place_directory
 from runtime.errors import OutputError
 
 TOWER, RANGE = "vision_tower", "emb_min_max.safetensors"
-_TOWER_PREFIX = "model.vision_tower."
+_TOWER_PREFIX = "model.vision_tower.vision_tower."
 
 
 def save_llava(
@@ -59,7 +59,8 @@ def _write(model: Any, tower: Any, building: Path, output: Path, tensors: dict[s
     config.dtype = model.dtype
     if tower is not None:
         config.mm_vision_tower = TOWER
-        _write_tower(tower, building / TOWER)
+        inside = {name.removeprefix(_TOWER_PREFIX): t for name, t in tensors.items() if name.startswith(_TOWER_PREFIX)}
+        _write_tower(tower, building / TOWER, inside)
     for module in model.modules():
         if isinstance(module, RangeClip):
             config.min_max_range_path = str(output / RANGE)
@@ -73,10 +74,10 @@ def _write(model: Any, tower: Any, building: Path, output: Path, tensors: dict[s
         model.tokenizer.save_pretrained(building)
 
 
-def _write_tower(tower: Any, folder: Path) -> None:
-    """The frozen tower in a folder of its own, as transformers writes it."""
+def _write_tower(tower: Any, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """The frozen tower in a folder of its own, as transformers writes it; the live one where ``tensors`` lack it."""
     if not tower.is_loaded:
         tower.load_model()
     folder.mkdir()
-    tower.vision_tower.save_pretrained(folder)
+    tower.vision_tower.save_pretrained(folder, state_dict=tensors or None)
     tower.image_processor.save_pretrained(folder)

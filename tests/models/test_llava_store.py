@@ -60,9 +60,19 @@ def test_a_checkpoint_of_transformers_is_saved_in_llavas_own_layout(dtype: torch
     assert not hasattr(model.config, "mm_vision_tower") or model.config.mm_vision_tower is None
 
 
-def test_a_given_state_dict_is_saved_and_a_hidden_tower_too(tmp_path: Path) -> None:
+def test_a_given_state_dict_is_saved_and_not_the_live_weights(tmp_path: Path) -> None:
     model, _ = load_checkpoint(tiny.write_original_llava(tmp_path / "first"))
-    model.model._place_tower(model.get_vision_tower(), hidden=True)  # as FSDP training leaves it
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "out", state_dict=state)
+    assert not any("vision_tower" in name for name in load_file(tmp_path / "out" / "model.safetensors"))  # stored once
+    again = load_checkpoint(tmp_path / "out")[0].state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_a_tower_that_fsdp_hides_is_saved_too(tmp_path: Path) -> None:
+    model, _ = load_checkpoint(tiny.write_original_llava(tmp_path / "first"))
+    model.model._place_tower(model.get_vision_tower(), hidden=True)
     state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "out", state_dict=state)
     stored = load_file(tmp_path / "out" / "model.safetensors")
