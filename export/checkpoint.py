@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.layouts.description import Checkpoint, PromptConvention
+from export.layouts.description import Checkpoint
 from export.layouts.llava_hf import read_llava_hf
 from export.layouts.llava_original import read_llava_original
 from export.layouts.reading import COPY, read_config
 from export.layouts.vila import PARTS, read_vila
 from runtime.errors import ExportError
 
-__all__ = ["Checkpoint", "PromptConvention", "read_checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint"]
 _SUPPORTED = (
     "LlavaForConditionalGeneration, LlavaLlamaForCausalLM and VILA's llm/ vision_tower/ mm_projector/ folders "
     "can be exported"

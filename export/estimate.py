@@ -11,7 +11,7 @@ from export.decoder import DecoderCheckpoint
 from export.decoder.weight_files import WeightFiles
 from runtime.errors import OutputError
 
-_VISION_NAMES = ("vision_tower.", "multi_modal_projector.")
+_VISION_NAMES = ("vision_tower.", "multi_modal_projector.", "mm_projector.")
 
 
 def estimate_bytes(checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_size: int) -> int:
@@ -25,11 +25,13 @@ def estimate_bytes(checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_siz
 
 
 def _vision_bytes(checkpoint: Checkpoint) -> int:
-    if checkpoint.family == "nvila":
-        return sum(path.stat().st_size for path in checkpoint.vision_files if path.suffix == ".safetensors")
-    with WeightFiles(checkpoint.root) as files:
-        infos = [files.info(name) for name in files.names() if any(part in name for part in _VISION_NAMES)]
-        return sum(info.end - info.begin for info in infos)
+    files = [path for path in checkpoint.vision_files if path.suffix == ".safetensors"]
+    apart = sum(path.stat().st_size for path in files if path.parent != checkpoint.root)
+    if checkpoint.layout == "vila":
+        return apart
+    with WeightFiles(checkpoint.root) as weights:
+        infos = [weights.info(name) for name in weights.names() if any(part in name for part in _VISION_NAMES)]
+        return apart + sum(info.end - info.begin for info in infos)
 
 
 def check_disk(out: Path, needed_bytes: int) -> None:

@@ -11,6 +11,7 @@ from export.layouts.description import Checkpoint, PromptConvention
 from export.layouts.reading import (
     TowerConfig,
     added_tokens,
+    check_identity,
     is_mlp,
     layer_count,
     one_tile,
@@ -24,7 +25,6 @@ from runtime.errors import ExportError
 PROJECTORS = ("linear", "mlp{N}x_gelu", "identity", "linearclip")
 TOWER = "model.vision_tower.vision_tower."
 RANGE = ("model.mm_projector.1.min", "model.mm_projector.1.max")
-_PUBLISHERS = ("openai", "laion")
 # Kept apart by the published code: a picture as one padded or squeezed square.
 _ASPECTS = (None, "", "square", "pad")
 _FEATURES = {"patch": 0, "cls_patch": 1}
@@ -41,6 +41,9 @@ def read_llava_original(root: Path, config: dict[str, Any]) -> Checkpoint:
     processor = read_image_processor(folder)
     tower.check_side(processor.tile_px, folder)
     mode = "pad" if config.get("image_aspect_ratio") == "pad" else processor.mode
+    channels = tower.hidden * layer_count(config["mm_vision_select_layer"])
+    if kind == "identity":
+        check_identity(where, channels, config.get("hidden_size"))
     class_tokens = _FEATURES[config.get("mm_vision_select_feature", "patch")]
     marked = _marked(root, config)
     weights, apart = weight_paths(root), () if tower_among_weights(root) else weight_paths(folder)
@@ -52,7 +55,7 @@ def read_llava_original(root: Path, config: dict[str, Any]) -> Checkpoint:
         family="llava",
         tower=folder,
         patches_per_tile=tower.patches_per_side**2 + class_tokens,
-        channels=tower.hidden * layer_count(config["mm_vision_select_layer"]),
+        channels=channels,
         repeats=1,
         preprocess=processor.preprocess(mode),
         tiling=one_tile(tower.tile_px, tower.patches_per_side),
@@ -114,14 +117,7 @@ def tower_folder(root: Path, config: dict[str, Any]) -> Path:
     for candidate in (name, "vision_tower", Path(name).name):
         if (root / candidate / "config.json").is_file():
             return root / candidate
-    if Path(name).is_dir():
-        return Path(name)
-    if not name.startswith(_PUBLISHERS):
-        raise ExportError(
-            f"{root / 'config.json'}: unknown vision tower {name!r}",
-            hint=f"put it beside the weights, as {root / Path(name).name}",
-        )
-    return _cached(name, root)
+    return Path(name) if Path(name).is_dir() else _cached(name, root)
 
 
 def _cached(name: str, root: Path) -> Path:
@@ -132,7 +128,7 @@ def _cached(name: str, root: Path) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as problem:
         raise ExportError(
-            f"{root / 'config.json'}: the vision tower {name} is not in the local Hugging Face cache",
+            f"{root / 'config.json'}: the vision tower {name} is no folder and not in the local Hugging Face cache",
             hint=f"hf download {name}, or put it beside the weights, as {root / Path(name).name}",
         ) from problem
 

@@ -69,6 +69,15 @@ def is_mlp(kind: Any) -> bool:
     return isinstance(kind, str) and _MLP.fullmatch(kind) is not None
 
 
+def check_identity(where: Path, width: int, hidden: Any) -> None:
+    """An identity projector fits a decoder that is as wide as the features."""
+    if hidden != width:
+        raise ExportError(
+            f"{where}: an identity projector of {width} channels, the decoder takes {hidden}",
+            hint="a projector of another type brings them together",
+        )
+
+
 def layer_count(layers: Any) -> int:
     """How many hidden states ``mm_vision_select_layer`` puts side by side."""
     return len(layers) if isinstance(layers, list) else 1

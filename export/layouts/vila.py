@@ -16,6 +16,7 @@ from export.layouts.reading import (
     DEFAULT_VIDEO_FRAMES,
     TowerConfig,
     added_tokens,
+    check_identity,
     count,
     is_mlp,
     layer_count,
@@ -69,7 +70,8 @@ def read_vila(root: Path, config: dict[str, Any]) -> Checkpoint:
     keeps_class = config.get("mm_vision_select_feature", "patch") == "cls_patch" and not multi_scale
     channels = tower.hidden * layer_count(config.get("mm_vision_select_layer")) * sight.maps
     if kind == "identity":
-        _check_identity(root, channels * max(len(sight.scales), sight.repeats))
+        hidden = read_config(root / "llm" / "config.json").get("hidden_size")
+        check_identity(root / "mm_projector", channels * max(len(sight.scales), sight.repeats), hidden)
     vision = (folder, root / "mm_projector")
     weights = tuple(path for part in (root / "llm", *vision) for path in weight_paths(part))
     return Checkpoint(
@@ -194,12 +196,3 @@ def _projector_type(path: Path) -> str:
         known = ", ".join(["linear", "identity", "mlp{N}x_gelu", *DOWNSAMPLE])
         raise ExportError(f"{path}: mm_projector_type is {kind!r}", hint=f"one of {known}")
     return str(kind)
-
-
-def _check_identity(root: Path, width: int) -> None:
-    hidden = read_config(root / "llm" / "config.json").get("hidden_size")
-    if hidden != width:
-        raise ExportError(
-            f"{root / 'mm_projector'}: an identity projector of {width} channels, the decoder takes {hidden}",
-            hint="a projector of another type brings them together",
-        )
