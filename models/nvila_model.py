@@ -20,6 +20,7 @@ from models.nvila_tokenizer import build_tokenizer
 from models.projector import MultimodalProjector, build_mm_projector
 from models.s2_tower import build_vila_vision_tower
 from models.vision_tower import VisionTower
+from models.weights import model_directory, read_json
 from runtime.errors import InputError
 
 Block = tuple[int, int]
@@ -63,14 +64,15 @@ class LlavaMetaModel(ABC):
     def load_pretrained(
         cls, model_path_or_config: str | Path | LlavaConfig, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Any:
-        """The model in a directory, or of a configuration whose ``resume_path`` is set.
+        """The model in a directory (or of that name in the local Hugging Face cache), or of a configuration.
 
+        A configuration has its ``resume_path`` set.
         ``dtype`` overrides the configured one; a keyword ``config`` is ignored, as published; others go to the
         constructor. Raises ExportError for missing or damaged parts, NotImplementedError for any other type.
         """
         kwargs.pop("config", None)
         if isinstance(model_path_or_config, (str, Path)):
-            config = LlavaConfig.from_directory(Path(model_path_or_config))
+            config = LlavaConfig.from_directory(model_directory(model_path_or_config))
         elif isinstance(model_path_or_config, LlavaConfig):
             config = model_path_or_config
         else:
@@ -202,6 +204,4 @@ def _check_tiles(got: int, block_sizes: Sequence[Block | None], factors: Sequenc
 
 
 def _hidden_size(llm_path: str) -> int:
-    from models.weights import read_json
-
     return int(read_json(Path(llm_path) / "config.json")["hidden_size"])

@@ -87,6 +87,13 @@ def test_released_full_weights_leave_the_int4_ones_answering(checkpoints, caplog
     assert "released" in caplog.text
 
 
+def test_the_integers_move_with_their_model(checkpoints) -> None:
+    model = NVILAQwen2.load_pretrained(checkpoints("nvila"))
+    twin = model.decoder(True)
+    model.to("meta")
+    assert {tensor.device.type for tensor in [*twin.buffers(), *twin.parameters()]} == {"meta"}
+
+
 def test_a_layer_that_no_group_size_divides_keeps_its_weights(caplog) -> None:
     llm = tiny_llama(intermediate_size=48)
     with caplog.at_level(logging.WARNING):

@@ -20,6 +20,7 @@ from models import nvila_store
 from models.checkpoint import load_checkpoint
 from models.int4 import Int4Linear
 from models.nvila import NVILAQwen2
+from models.packed import unpack_tensors
 from models.packed_store import packed_parts
 from runtime.bundle import write
 from runtime.errors import OutputError
@@ -153,6 +154,20 @@ def test_behaviour_35_a_model_without_its_full_weights_is_saved_too(
     assert again.decoder(True).lm_head is again.llm.lm_head or tied
     stored = load_file(tmp_path / "out" / "llm" / "model.safetensors")
     assert ("lm_head.weight" in stored) is not tied
+
+
+def test_groups_that_do_not_divide_each_other_are_cut_to_what_divides_all(checkpoints: Any, monkeypatch: Any) -> None:
+    model, _ = load_checkpoint(checkpoints("nvila"))
+    twin = model.decoder(True)
+    wide = Int4Linear.nearest(torch.nn.Linear(96, 16), 96)
+    twin.model.layers[0].mlp.up_proj = wide
+    monkeypatch.setattr(model, "llm", twin)
+    tensors, settings, _ = packed_parts(model, twin.state_dict())
+    assert settings is not None
+    assert settings["group_size"] == 32  # of 64, 96 and 128
+    parts = {name: tensors[f"model.layers.0.mlp.up_proj.{name}"] for name in ("qweight", "qzeros", "scales")}
+    weight = unpack_tensors(parts, "autoawq-gemm", (16, 96), 32)
+    assert (weight.dequantize() == wide.weight.numpy()).all()
 
 
 def test_what_the_form_cannot_hold_is_named(loaded: Any, monkeypatch: Any) -> None:
