@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ class ScaleChoice:
     @property
     def loss(self) -> float:
         """Of the chosen ratio."""
-        return min(self.losses)
+        return min(loss for loss in self.losses if math.isfinite(loss))
 
 
 @dataclass

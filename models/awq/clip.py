@@ -27,7 +27,7 @@ def search_clips(
 
     For each row and group the factor 1, 0.95, … whose rounded weights change that group's share of the dot product
     least, over the sampled tokens; the first of equals. Any number of tokens and rows.
-    Source: reference/awq.md §4.3.
+    Source: mit-han-lab/llm-awq, auto_clip, which fails on fewer than 512 tokens and on other rows than multiples of 64.
     """
     found = []
     for name in CLIPPED:

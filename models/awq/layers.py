@@ -145,11 +145,13 @@ def run_attention(layer: nn.Module, normed: Tensor, batch: LayerBatch, weights: 
     """
     attention = layer.get_submodule("self_attn")
     parameters = {name: value.detach().float() for name, value in attention.named_parameters()} | weights
+    mask: Tensor | None = attention_arguments(layer, batch)["attention_mask"]
     arguments = {
-        key: tuple(part.float() for part in value) if key == "position_embeddings" else value
-        for key, value in attention_arguments(layer, batch).items()
+        "hidden_states": normed,
+        "attention_mask": mask.float() if mask is not None and mask.is_floating_point() else mask,
+        "position_embeddings": tuple(part.float() for part in batch.position_embeddings),
     }
-    return first(functional_call(attention, parameters, kwargs={"hidden_states": normed} | arguments))
+    return first(functional_call(attention, parameters, kwargs=arguments))
 
 
 def attention_arguments(layer: nn.Module, batch: LayerBatch) -> dict[str, Any]:

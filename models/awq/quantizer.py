@@ -29,8 +29,7 @@ def fake_quantize(weight: Tensor, group_size: int, bits: int = 4) -> Tensor:
     group contains 0, the scale is rounded to f16 before the integers are rounded, half to even. Not finite where the
     weight is not finite or a group spans more than f16 scales hold: whoever compares losses sees it. ``group_size`` -1
     is the whole row.
-    Source: reference/awq.md §4.1, whose published formula does not force 0 into the range and so saturates groups of
-    one sign.
+    Source: mit-han-lab/llm-awq, whose formula does not force 0 into the range and so saturates groups of one sign.
     """
     size = group_size_for(weight.shape[1], group_size)
     result = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)

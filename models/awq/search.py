@@ -55,7 +55,7 @@ def search_scales(layer: nn.Module, seen: Seen, settings: AwqSettings) -> list[S
 
     Losses are mean squared errors in f32 of the attention's output for q, k and v, of the MLP's for gate and up, and
     of the linear's own for the others. Raises ExportError when no ratio gives a finite loss.
-    Source: reference/awq.md §4.2.
+    Source: mit-han-lab/llm-awq, auto_scale.
     """
     return [_search_group(layer, seen, group, settings) for group in scale_groups(layer)]
 
@@ -63,19 +63,19 @@ def search_scales(layer: nn.Module, seen: Seen, settings: AwqSettings) -> list[S
 def _search_group(layer: nn.Module, seen: Seen, group: ScaleGroup, settings: AwqSettings) -> ScaleChoice:
     size = mean_size(seen, group.linears[0])
     loss = _loss(layer, seen, group, settings.group_size)
-    best, losses = None, []
+    best, least, losses = None, float("inf"), []
     for step in range(settings.ratio_steps):
         ratio = step / settings.ratio_steps
         scales = scales_for(size, ratio)
         losses.append(float(loss(scales)))
-        if best is None or losses[-1] < best[0]:
-            best = (losses[-1], ratio, scales)
-    if best is None or not best[0] < float("inf"):
+        if losses[-1] < least:
+            least, best = losses[-1], (ratio, scales)
+    if best is None:
         raise ExportError(
             f"{', '.join(group.linears)}: no scale gives a finite error",
             hint="weights or calibration inputs are not finite",
         )
-    return ScaleChoice(group.previous, group.linears, best[2], best[1], tuple(losses))
+    return ScaleChoice(group.previous, group.linears, best[1], best[0], tuple(losses))
 
 
 def mean_size(seen: Seen, linear: str) -> Tensor:

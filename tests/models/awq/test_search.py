@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -221,6 +222,31 @@ def test_relative_errors_count_by_the_size_of_the_state_behind_the_layer() -> No
     error = (seen @ (quantized(weight) - weight).T).square().mean(1)
     assert found.losses[0] == pytest.approx(float((error * weights).mean()), rel=1e-4)
     assert found.losses[0] != pytest.approx(float(error.mean()), rel=0.1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_layers_are_searched_in_f32(attention: str) -> None:
+    model = decoder("qwen2")
+    model.set_attn_implementation(attention)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    embeds = prompts(64)
+    ours = search_layer(half.model.layers[0], batches(half, [item.bfloat16() for item in embeds]), AwqSettings(GROUP))
+    full = search_layer(model.model.layers[0], batches(model, embeds), AwqSettings(GROUP))
+    for one, other in zip(ours.scales, full.scales, strict=True):
+        assert one.scales.dtype == torch.float32
+        torch.testing.assert_close(torch.tensor(one.losses), torch.tensor(other.losses), rtol=0.25, atol=0)
+
+
+def test_a_ratio_without_a_finite_loss_is_passed_over() -> None:
+    """A channel of 10^6 spans more than f16 scales hold, until its scale brings it down."""
+    model = decoder("qwen2")
+    layer, x = model.model.layers[0], prompts(64)
+    layer.mlp.down_proj.weight[:, 5] *= 1e7
+    layer.mlp.up_proj.weight[5] *= 1e-9
+    choice = search_layer(layer, batches(model, x), AwqSettings(GROUP)).scales[-1]
+    assert choice.losses[0] != choice.losses[0]
+    assert choice.ratio > 0
+    assert 0 <= choice.loss == choice.losses[round(choice.ratio * 20)]
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
