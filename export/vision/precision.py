@@ -19,6 +19,7 @@ from runtime.errors import ExportError
 # Largest difference from the f32 graph, relative to its largest value.
 LIMITS: Mapping[VisionPrecision, float] = {"fp16": 2e-2, "int8": 2e-1}
 _TILES, _PATCHES = 3, 7
+_LARGE_PX = 256  # one tile of this size or more has values enough, and takes seconds
 _HINT = "use --vision-precision fp32"
 
 
@@ -72,12 +73,12 @@ def _to_int8(source: Path, target: Path, checkpoint: Path) -> None:
 
 
 def _tiles(side: int) -> np.ndarray[Any, Any]:
-    """Normalised tiles [3, 3, side, side] of smooth colours with a little noise: nearer to pictures than noise is."""
-    source = np.random.default_rng(0)
-    coarse = source.uniform(-1.5, 1.5, (_TILES, 3, _PATCHES, _PATCHES))
+    """Normalised tiles [T, 3, side, side] of smooth colours with a little noise: nearer to pictures than noise is."""
+    source, count = np.random.default_rng(0), _TILES if side < _LARGE_PX else 1
+    coarse = source.uniform(-1.5, 1.5, (count, 3, _PATCHES, _PATCHES))
     places = np.linspace(0, _PATCHES - 1, side)
     weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(_PATCHES)))
-    tiles: np.ndarray[Any, Any] = weights @ coarse @ weights.T + source.normal(0.0, 0.05, (_TILES, 3, side, side))
+    tiles: np.ndarray[Any, Any] = weights @ coarse @ weights.T + source.normal(0.0, 0.05, (count, 3, side, side))
     return tiles.astype(np.float32)
 
 

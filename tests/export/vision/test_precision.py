@@ -16,7 +16,7 @@ from export.build import BuildRequest, build
 from export.fingerprint import NARROWING_CODE
 from export.progress import Progress
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
-from export.vision.precision import LIMITS, convert, scales_file
+from export.vision.precision import LIMITS, _tiles, convert, scales_file
 from models.vision_scales import FILE, FOLDER, write_scales
 from runtime.bundle import load_bundle
 from runtime.errors import ExportError
@@ -60,6 +60,13 @@ def test_narrow_graph_that_leaves_the_limit_is_refused(
     monkeypatch.setitem(LIMITS, precision, 1e-9)  # type: ignore[call-overload]
     with pytest.raises(ExportError, match=f"the {precision} vision tower differs by .* the limit is 1e-09"):
         convert(traced_nvila.graphs, tmp_path, precision, 28, traced_nvila.root)
+
+
+def test_graphs_are_compared_on_three_small_tiles_or_a_large_one() -> None:
+    for side, count in ((28, 3), (255, 3), (256, 1), (448, 1)):
+        tiles = _tiles(side)
+        assert tiles.shape == (count, 3, side, side)
+        assert 0.4 < tiles.std() < 1 and np.abs(tiles).max() < 2, "in the range of normalised pictures"
 
 
 def test_int8_without_scales_names_the_command(traced_nvila: Traced, tmp_path: Path) -> None:
