@@ -31,22 +31,28 @@ class Refused(Exception):
 
 def main() -> int:
     """Run one conversion; 0 when the target was written, 1 when the file is refused."""
-    import torch
+    import torch  # noqa: F401 (before the limits, so that what it maps does not count)
 
     request = json.loads(sys.argv[1])
     _limit(request)
     try:
-        source = Path(request["source"])
-        _check_archive(source, int(request["result_bytes"]))
-        zipped = zipfile.is_zipfile(source)
-        content = torch.load(source, map_location="cpu", weights_only=True, mmap=True if zipped else None)
-        _write(content, Path(request["target"]), int(request["result_bytes"]))
+        convert(Path(request["source"]), Path(request["target"]), int(request["result_bytes"]))
     except BaseException as problem:  # the parent makes a typed error of whatever it was
         sys.stdout.write("\n" + json.dumps({"error": f"{type(problem).__name__}: {_reason(problem)}"}) + "\n")
-        if isinstance(problem, (Exception, RecursionError)):
+        if isinstance(problem, Exception):
             return 1
         raise
     return 0
+
+
+def convert(source: Path, target: Path, result_bytes: int) -> None:
+    """Write the tensors of ``source`` to ``target``. Raises Refused, and whatever torch raises for a damaged file."""
+    import torch
+
+    _check_archive(source, result_bytes)
+    zipped = zipfile.is_zipfile(source)
+    content = torch.load(source, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+    _write(content, target, result_bytes)
 
 
 def _reason(problem: BaseException) -> str:

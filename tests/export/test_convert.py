@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoint import read_checkpoint
 from export.convert import convert, main
+from models import torch_child, torch_files
 from models.checkpoint import load_checkpoint
 from models.projector import read_range
 from models.weights import weight_files
@@ -74,7 +75,17 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.endswith("c: exists\nhint: name a new folder\n")
 
 
-def test_awq_weights_keep_their_place_and_side_files_their_names(tmp_path: Path) -> None:
+@pytest.fixture
+def without_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in this process: a child takes a second, and tests/models/test_torch_files.py tests it."""
+
+    def run(source: Path, target: Path, limits: Any) -> None:
+        torch_child.convert(source, target, limits.result_bytes)
+
+    monkeypatch.setattr(torch_files, "_run_child", run)
+
+
+def test_awq_weights_keep_their_place_and_side_files_their_names(tmp_path: Path, without_child: None) -> None:
     root = tmp_path / "c"
     for folder in ("llm", "vision_tower"):
         (root / folder).mkdir(parents=True)
@@ -102,7 +113,7 @@ def test_awq_weights_keep_their_place_and_side_files_their_names(tmp_path: Path)
     assert (result.files, result.tensors) == (4, 6)
 
 
-def test_what_cannot_be_one_model_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_one_model_is_refused(tmp_path: Path, without_child: None) -> None:
     root = tmp_path / "c"
     root.mkdir()
     torch.save({"a": torch.zeros(1)}, root / "pytorch_model-00002-of-00002.bin")
@@ -117,7 +128,7 @@ def test_what_cannot_be_one_model_is_refused(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"c"}
 
 
-def test_empty_and_existing_folders_and_other_contents_are_refused(tmp_path: Path) -> None:
+def test_empty_and_existing_folders_and_other_contents_are_refused(tmp_path: Path, without_child: None) -> None:
     (tmp_path / "c").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "c" / "other.safetensors")
     with pytest.raises(ExportError, match="need no conversion|no "):
@@ -133,7 +144,9 @@ def test_empty_and_existing_folders_and_other_contents_are_refused(tmp_path: Pat
         convert(tmp_path / "c", tmp_path / "p")
 
 
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_child: None
+) -> None:
     (tmp_path / "c").mkdir()
     torch.save({"a": torch.zeros(1)}, tmp_path / "c" / "model.bin")
 

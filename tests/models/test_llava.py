@@ -252,9 +252,6 @@ def test_behaviour_29_an_adapter_that_holds_code_is_refused_and_runs_nothing(
     model_args.pretrain_mm_mlp_adapter = tmp_path / "mm_projector.bin"
     with pytest.raises(ExportError, match=r"mm_projector\.bin holds more than tensors"):
         small_model().model.initialize_vision_modules(model_args)
-    torch.save([torch.zeros(1)], tmp_path / "mm_projector.bin")
-    with pytest.raises(ExportError, match="no table of tensors but list"):
-        small_model().model.initialize_vision_modules(model_args)
     assert not (tmp_path / "ran").exists()
 
 

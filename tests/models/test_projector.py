@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models import torch_child, torch_files
 from models.projector import (
     IdentityMap,
     MultimodalProjector,
@@ -161,8 +162,20 @@ def test_behaviour_08_identity_returns_the_same_object() -> None:
     assert projector.config == {"mm_projector_type": "identity"}
 
 
+@pytest.fixture
+def without_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of torch's format are read in this process: a child takes a second, and tests/models/test_torch_files.py
+    tests it.
+    """
+
+    def run(source: Path, target: Path, limits: Any) -> None:
+        torch_child.convert(source, target, limits.result_bytes)
+
+    monkeypatch.setattr(torch_files, "_run_child", run)
+
+
 @pytest.mark.parametrize("form", ["tuple", "list", "stacked", "safetensors"])
-def test_behaviour_08_linearclip_reads_every_file_form(form: str, tmp_path: Path) -> None:
+def test_behaviour_08_linearclip_reads_every_file_form(form: str, tmp_path: Path, without_child: None) -> None:
     low, high = torch.linspace(-0.3, -0.1, 8), torch.linspace(0.1, 0.3, 8)
     path = tmp_path / ("range.safetensors" if form == "safetensors" else "emb_min_max.pt")
     if form == "safetensors":
@@ -180,7 +193,9 @@ def test_behaviour_08_linearclip_reads_every_file_form(form: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "error"), [(None, AssertionError), ([1, 2, 3], TypeError), ({"a": 1, "b": 2}, AttributeError)]
 )
-def test_behaviour_08_linearclip_error_classes(content: Any, error: type[Exception], tmp_path: Path) -> None:
+def test_behaviour_08_linearclip_error_classes(
+    content: Any, error: type[Exception], tmp_path: Path, without_child: None
+) -> None:
     path = tmp_path / "range.pt"
     torch.save([torch.zeros(8)] * 3 if isinstance(content, list) else content, path)
     with pytest.raises(error):
