@@ -47,3 +47,10 @@ def test_settings_decide_how_far_down_it_looks() -> None:
     full = weight.view(40, 2, 32).abs().amax(2)
     assert torch.equal(clip_maxima(weight, inputs, AwqSettings(32, clip_shrink=0.05)), full)
     assert (clip_maxima(weight, inputs, AwqSettings(32)) < full).any()
+
+
+def test_of_candidates_that_are_alike_the_widest_is_kept() -> None:
+    weight, inputs = example(5, 50)
+    inputs[:, :32] = 0
+    maxima = clip_maxima(weight, inputs, AwqSettings(32))
+    assert torch.equal(maxima[:, 0], weight[:, :32].abs().amax(1))
