@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.numpy import load_file
 
@@ -57,12 +56,6 @@ class Runs:
             request = self.request(layout, f"{layout}-{len(self._made)}", **changes)
             self._made[key] = quantize(request, Progress())
         return self._made[key]
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """One set for all tests."""
-    return Runs(tmp_path_factory.mktemp("quantised"))
 
 
 def tensors(folder: Path) -> dict[str, Any]:

@@ -34,11 +34,9 @@ from tests.export.quantization.quantized_runs import (
     decoder_folder,
     dequantised,
     rounded,
-    runs,
     tensors,
 )
 
-__all__ = ["runs"]
 LAYOUTS = ("llava", "original", "nvila")
 PREFIXES = {"llava": "language_model.model.", "original": "model.", "nvila": "model."}
 
@@ -58,6 +56,25 @@ def test_plain_rounding_is_read_back_by_an_unpacker_of_our_own(runs: Runs, layou
             wanted = rounded(source[f"{stem}.weight"])
             np.testing.assert_allclose(dequantised(stored, stem), wanted, rtol=1e-12, atol=0)
         assert f"{stem}.weight" not in stored
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_are_multiplied_by_what_norms_are_divided_by(runs: Runs, layout: str) -> None:
+    out = runs.result(layout).out
+    source, stored = tensors(decoder_folder(runs.checkpoint(layout))), tensors(decoder_folder(out))
+    stem = stems(layout, source)[0].removesuffix("0.self_attn.q_proj")
+    followed = 0
+    for index, layer in enumerate(config(out / "quantization.json")["layers"]):
+        for norm, linear in (("input_layernorm", "self_attn.k_proj"), ("post_attention_layernorm", "mlp.gate_proj")):
+            if not any(linear in group["linears"] and group["ratio"] >= 0.1 for group in layer["search"]):
+                continue
+            at = f"{stem}{index}."
+            gains = [table[f"{at}{norm}.weight"].astype(np.float64) for table in (source, stored)]
+            full = source[f"{at}{linear}.weight"].astype(np.float64)
+            moved = (dequantised(stored, f"{at}{linear}") * full).sum(0) / (full * full).sum(0)
+            assert np.corrcoef(np.log(moved), np.log(gains[0] / gains[1]))[0, 1] > 0.8
+            followed += 1
+    assert followed, "no scale was chosen, so that nothing was seen here"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
