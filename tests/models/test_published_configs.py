@@ -81,7 +81,7 @@ VILA: dict[str, Any] = {
     "model_type": "llava_llama",
     "num_time_tokens": None,
     "num_video_frames": 8,
-    "resume_path": "/home/somebody/runs/train/vlm",
+    "resume_path": "/data/runs/train/vlm",
     "s2_max_split_size": 336,
     "time_token_format": "<t{t}>",
     "transformers_version": "4.46.0",
