@@ -80,6 +80,8 @@ if __name__ == "__main__":
         entry_points={
             "console_scripts": [
                 "vlm-build=export.build_engines:main",
+                "vlm-quantize=export.quantize:main",
+                "vlm-convert=export.convert:main",
                 "vlm-caption=runtime.caption:main",
                 "vlm-doctor=runtime.doctor:main",
             ],

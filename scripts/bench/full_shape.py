@@ -5,9 +5,10 @@
     python scripts/bench/full_shape.py nvila-8b --work /tmp/full_shape --limit-gib 6 --steps build
 
 Steps: write (the checkpoint with random weights, by transformers; not limited), build (``export.build_engines``),
-quantize (``export.quantize``, AWQ on two lines of text), build-quantized, session (open the bundle on the CPU, one
-picture). How the limit is kept: ``full_shape_watch.py``. Shapes whose decoder is too large to be written here hold two
-of its layers and the head; their lines say so, and what is computed from them is labelled "extrapolated".
+quantize (``export.quantize``, AWQ on a picture's prompt and a line of text, each cut to ``--calibration-tokens``),
+build-quantized, session (open the bundle on the CPU, one picture). How the limit is kept: ``full_shape_watch.py``.
+Shapes whose decoder is too large to be written here hold two of its layers and the head; their lines say so, and what
+is computed from them is labelled "extrapolated".
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -31,7 +35,11 @@ STEPS = ("write", "build", "quantize", "build-quantized", "session")
 GIB = 1 << 30
 WRITE_LIMIT = 8 * GIB
 GROUP = 128
-PROMPTS = ("What is in the image? A red car on a street.", "How many people are there? Two people at a table.")
+PICTURE = "picture.png"
+PROMPTS = (
+    {"text": "What is in the image? A red car on a street.", "images": [PICTURE]},
+    {"text": "How many people are there? Two people at a table."},
+)
 
 SESSION = """
 import json, sys, time
@@ -72,10 +80,9 @@ class Bench:
         if step == "write":
             return _described(self._python(WRITE_LIMIT, _script(), self.name, self.checkpoint))
         if step == "quantize":
-            prompts, tokens = self.args.work / "prompts.txt", self.args.calibration_tokens
-            prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-            few = ["--samples", len(PROMPTS), "--tokens", tokens, "--max-seq-len", tokens, "--head-bits", 4]
-            out = ["--out", self.quantized, "--calibration", prompts, "--force", *few]
+            tokens = self.args.calibration_tokens
+            few = ["--samples", len(PROMPTS), "--tokens", 2 * tokens, "--max-seq-len", tokens, "--head-bits", 4]
+            out = ["--out", self.quantized, "--calibration", self._prompts(), "--force", *few]
             run = self._python(self.limit, "-m", "export.quantize", self.checkpoint, *out)
             return _described(run) | {"calibration_tokens": tokens}
         if step == "session":
@@ -101,6 +108,13 @@ class Bench:
                 figures["extrapolated"] = {"layers": self.shape.real_layers, "bundle_mb": _mb(whole)}
         return figures
 
+    def _prompts(self) -> Path:
+        pixels = numpy.random.default_rng(0).integers(0, 255, (640, 480, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(self.args.work / PICTURE)
+        path: Path = self.args.work / "prompts.jsonl"
+        path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), encoding="utf-8")
+        return path
+
     def _bundle(self) -> Path:
         found = [path.with_suffix(".bundle") for path in (self.quantized, self.checkpoint)]
         return next((path for path in found if path.is_dir()), found[-1])
@@ -110,7 +124,8 @@ class Bench:
 
     def clean(self) -> None:
         """Removes what the steps wrote."""
-        (self.args.work / "prompts.txt").unlink(missing_ok=True)
+        for name in ("prompts.jsonl", PICTURE):
+            (self.args.work / name).unlink(missing_ok=True)
         for path in (self.checkpoint, self.quantized):
             shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(path.with_suffix(".bundle"), ignore_errors=True)
@@ -148,7 +163,7 @@ def main() -> int:
     parser.add_argument("--limit-gib", type=float, default=3.0, help="resident memory of one process")
     parser.add_argument("--steps", default="write,build,session", help=f"of {','.join(STEPS)}")
     parser.add_argument("--vision-precision", choices=("fp32", "fp16", "int8"), default="fp32")
-    parser.add_argument("--calibration-tokens", type=int, default=128, help="of all prompts, for quantize")
+    parser.add_argument("--calibration-tokens", type=int, default=128, help="of each prompt, for quantize")
     parser.add_argument("--tokens", type=int, default=16, help="of the answer")
     parser.add_argument("--keep", action="store_true", help="leave checkpoint and bundle where they are")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")

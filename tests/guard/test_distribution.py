@@ -107,6 +107,8 @@ def test_commands_are_thin_names_of_the_modules(wheel: zipfile.ZipFile) -> None:
     commands = dict(re.findall(r"^(vlm-\w+) *= *(\S+)$", text, re.MULTILINE))
     assert commands == {
         "vlm-build": "export.build_engines:main",
+        "vlm-quantize": "export.quantize:main",
+        "vlm-convert": "export.convert:main",
         "vlm-caption": "runtime.caption:main",
         "vlm-doctor": "runtime.doctor:main",
     }
