@@ -23,7 +23,7 @@ TRACING_CODE: Sources = {
         "vision/trace.py",
         "vision/weights.py",
     ),
-    "models": ("mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
+    "models": ("lazy_parameters.py", "mosaic.py", "projector.py", "s2_tower.py", "vision_tower.py"),
 }
 # What makes narrower graphs from traced ones.
 NARROWING_CODE: Sources = {

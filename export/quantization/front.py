@@ -21,11 +21,12 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.quantization.calibration import Sample
 from export.quantization.source import DecoderSource
 from export.vision.load import load_vision
-from export.vision.streamed import StreamedWeights, WithoutMemory
+from export.vision.streamed import StreamedWeights
 from models.answering import AnswersPrompts
 from models.checkpoint import original_tokenizer
 from models.encoders import build_encoder
 from models.fusion import IGNORE_INDEX
+from models.lazy_parameters import WithoutMemory
 from models.llava import LlavaMetaForCausalLM as LlavaFusion
 from models.media import Image
 from models.nvila_config import LlavaConfig

@@ -16,7 +16,7 @@ from export.decoder.safetensors_file import SafetensorsFile
 from export.manifest_groups import vision_section
 from export.progress import Progress
 from export.vision.load import load_vision
-from export.vision.streamed import WithoutMemory
+from models.lazy_parameters import WithoutMemory
 from models.smoothquant import ALPHAS, Calibration, calibrate_layers, dropped_tokens, first_states, layers_computed
 from models.tiling import pictures_tiles
 from models.vision_tower import VisionTower

@@ -1,6 +1,6 @@
 """Vision modules whose weights stay on disk: traced by shape alone, run one tensor at a time. Imports torch.
 
-with WithoutMemory():
+with WithoutMemory():                                    # models.lazy_parameters
     modules = load_vision(checkpoint)
 with StreamedWeights(modules.tower) as weights:
     with weights.read_as_needed():
@@ -24,20 +24,8 @@ from export.vision.weights import StoredWeight
 from runtime.errors import ExportError
 
 
-class WithoutMemory(TorchFunctionMode):
-    """Parameters made inside it lie on meta: shape and dtype without values. Buffers are made as ever."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:  # what torch's modules make their parameters with
-            kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
-
-
 class StreamedWeights:
-    """The weights of a module that was loaded inside :class:`WithoutMemory`, by parameter name.
+    """The weights of a module that was loaded inside ``models.lazy_parameters.WithoutMemory``, by parameter name.
 
     Puts fake parameters (torch's FakeTensor on the CPU) into the module, so that it can be exported; a context manager
     that closes the files. Raises ExportError for a parameter that no file has.

@@ -21,8 +21,9 @@ from export.vision.graph import clean, max_error, save
 from export.vision.load import VisionModules, load_vision
 from export.vision.names import FEATURES, PROJECTOR_FILE, PROJECTOR_OUTPUT, TOWER_FILE, TOWER_INPUT, scale_inputs
 from export.vision.sessions import open_graph
-from export.vision.streamed import StreamedWeights, WithoutMemory
+from export.vision.streamed import StreamedWeights
 from export.vision.weights import data_file, store_weights
+from models.lazy_parameters import WithoutMemory
 from runtime.decoder.free_memory import return_free_memory
 from runtime.errors import ExportError
 from runtime.tiling import area_matrix

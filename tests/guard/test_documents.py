@@ -81,7 +81,9 @@ def test_commands_that_documents_show_exist() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("module", ["runtime.caption", "runtime.doctor", "export.build_engines", "export.quantize", "export.convert"])
+@pytest.mark.parametrize(
+    "module", ["runtime.caption", "runtime.doctor", "export.build_engines", "export.quantize", "export.convert"]
+)
 def test_options_that_documents_show_are_options_of_the_command(module: str) -> None:
     shown = {word.partition("=")[0] for name, words in shown_commands() if name == module for word in words}
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -17,7 +17,8 @@ from transformers.initialization import no_init_weights
 from export.checkpoint import read_checkpoint
 from export.vision.capture import capture
 from export.vision.load import load_vision
-from export.vision.streamed import StreamedWeights, WithoutMemory
+from export.vision.streamed import StreamedWeights
+from models.lazy_parameters import WithoutMemory
 from models.weights import default_dtype
 from runtime.errors import ExportError
 from tests.models.tiny import write_llava, write_nvila
