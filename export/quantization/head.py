@@ -63,7 +63,13 @@ def rounded(block: F32, bits: int, group_size: int) -> F32:
     """Rows as they are after storing them in ``bits``."""
     if bits == 16:
         with np.errstate(over="ignore"):
-            return block.astype(np.float16).astype(np.float32)
+            half = block.astype(np.float16).astype(np.float32)
+        if not np.isfinite(half).all():
+            raise ExportError(
+                f"lm_head has values up to {float(np.abs(block).max()):g}, the head in 16 bits holds 65504",
+                hint="copy or download the checkpoint again",
+            )
+        return half
     try:
         return quantize_nearest(block, group_size, bits=bits).dequantize()
     except ValueError as problem:
