@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from export.command import out, positive, run_command
 
 if TYPE_CHECKING:
     from export.build import BuildRequest, BuildResult
@@ -28,32 +28,19 @@ exit codes: 0 done, 2 usage, 4 checkpoint or engine, 8 disk, 130 interrupted, 14
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    from runtime.errors import VlmError
-
-    previous = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _run(options)
-    except VlmError as problem:
-        _fail(problem, options.json)
-        return problem.exit_code
-    except KeyboardInterrupt:
-        _err("interrupted; nothing was changed")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(lambda: _run(options), as_json=options.json, interrupted="interrupted; nothing was changed")
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     from export.build import build
     from export.progress import Progress
 
     result = build(_request(options), Progress())
     if options.json:
-        _out(json.dumps(_as_json(options, result), ensure_ascii=False))
+        out(json.dumps(_as_json(options, result), ensure_ascii=False))
     elif result.manifest is not None and not options.dry_run:
         size = sum(entry.bytes for entry in result.manifest.files.values())
-        _out(f"{result.out}: {size / 1e6:.1f} MB")
-    return 0
+        out(f"{result.out}: {size / 1e6:.1f} MB")
 
 
 def _request(options: argparse.Namespace) -> BuildRequest:
@@ -89,33 +76,6 @@ def _as_json(options: argparse.Namespace, result: BuildResult) -> dict[str, Any]
     }
 
 
-def _fail(problem: Any, as_json: bool) -> None:
-    _err(f"error: {problem.message}")
-    if problem.hint:
-        _err(f"hint: {problem.hint}")
-    if as_json:
-        _out(json.dumps({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}))
-
-
-def _out(line: str) -> None:
-    sys.stdout.write(line + "\n")
-
-
-def _err(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)  # unwinds, so that temporary folders go away
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.build_engines",
@@ -132,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--group-size", type=int, choices=(128, 64, 32), help=groups)
     add(
         "--max-seq-len",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="positions of the KV cache (default: the context, at most 4096)",
     )

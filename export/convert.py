@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from export.command import out, run_command
 from export.progress import Progress
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -48,23 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="new folder for the converted checkpoint")
     parser.add_argument("--json", action="store_true", help="the result as one JSON line on standard output")
     options = parser.parse_args(argv)
-    from runtime.errors import VlmError
+    return run_command(lambda: _run(options), as_json=options.json, interrupted="interrupted; nothing was written")
 
-    try:
-        result = convert(options.checkpoint, options.out, Progress())
-    except VlmError as problem:
-        if options.json:
-            fields = {"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}
-            sys.stdout.write(json.dumps(fields) + "\n")
-        else:
-            sys.stderr.write(f"error: {problem.message}\n" + (f"hint: {problem.hint}\n" if problem.hint else ""))
-        return problem.exit_code
+
+def _run(options: argparse.Namespace) -> None:
+    result = convert(options.checkpoint, options.out, Progress())
     if options.json:
-        sys.stdout.write(json.dumps(asdict(result)) + "\n")
-    else:
-        sys.stdout.write("".join(f"left out {name}: {reason}\n" for name, reason in result.left_out.items()))
-        sys.stdout.write(f"{result.out}: {result.tensors} tensors from {result.files} files\n")
-    return 0
+        out(json.dumps(asdict(result)))
+        return
+    for name, reason in result.left_out.items():
+        out(f"left out {name}: {reason}")
+    out(f"{result.out}: {result.tensors} tensors from {result.files} files")
 
 
 def convert(source: Path, out: Path, progress: Progress | None = None) -> Conversion:

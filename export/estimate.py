@@ -34,16 +34,19 @@ def _vision_bytes(checkpoint: Checkpoint) -> int:
         return apart + sum(info.end - info.begin for info in infos)
 
 
-def check_disk(out: Path, needed_bytes: int) -> None:
-    """Raises OutputError when the disk that ``out`` will lie on has less room than the bundle takes."""
+def check_disk(out: Path, needed_bytes: int, *, what: str = "the bundle", ours_bytes: int = 0) -> None:
+    """Raises OutputError when the disk that ``out`` will lie on has less room than ``what`` takes.
+
+    ``ours_bytes``: what an interrupted run left there, which counts as room.
+    """
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: no permission to write there", hint="name an --out that this user may write to")
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + ours_bytes
     if free < needed_bytes:
         raise OutputError(
-            f"{out}: the bundle takes about {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on that disk",
+            f"{out}: {what} takes about {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on that disk",
             hint="free some disk space, or name an --out on another disk",
         )

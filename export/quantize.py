@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from export.command import out, positive, run_command
 
 if TYPE_CHECKING:
     from export.quantization.request import QuantizeRequest, QuantizeResult
@@ -31,22 +31,14 @@ exit codes: 0 done, 2 usage, 4 checkpoint or device, 6 memory, 8 disk, 130 inter
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    from runtime.errors import VlmError
-
-    previous = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _run(options)
-    except VlmError as problem:
-        _fail(problem, options.json)
-        return problem.exit_code
-    except KeyboardInterrupt:
-        _err("interrupted; the same command goes on where it stopped")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(
+        lambda: _run(options),
+        as_json=options.json,
+        interrupted="interrupted; the same command goes on where it stopped",
+    )
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     from export.progress import Progress
 
     if options.vision:
@@ -58,10 +50,9 @@ def _run(options: argparse.Namespace) -> int:
 
         result = quantize(_request(options), Progress())
     if options.json:
-        _out(json.dumps(_as_json(result), ensure_ascii=False))
+        out(json.dumps(_as_json(result), ensure_ascii=False))
     else:
-        _out(f"{result.out}: {'would be written' if result.record is None else 'done'}")
-    return 0
+        out(f"{result.out}: {'would be written' if result.record is None else 'done'}")
 
 
 def _request(options: argparse.Namespace) -> QuantizeRequest:
@@ -89,33 +80,6 @@ def _as_json(result: QuantizeResult) -> dict[str, Any]:
     return {"out": str(result.out), "plan": result.plan, "quantization": result.record}
 
 
-def _fail(problem: Any, as_json: bool) -> None:
-    _err(f"error: {problem.message}")
-    if problem.hint:
-        _err(f"hint: {problem.hint}")
-    if as_json:
-        _out(json.dumps({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}))
-
-
-def _out(line: str) -> None:
-    sys.stdout.write(line + "\n")
-
-
-def _err(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)  # unwinds; finished layers stay
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.quantize",
@@ -131,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--group-size", type=int, choices=(128, 64, 32), default=128, help="weights that share a scale (default: 128)")
     add("--format", choices=("awq", "compressed-tensors"), default="awq", help="how it is stored (default: awq)")
     add("--head-bits", choices=("auto", "4", "8", "16"), default="auto", help="of the LM head (auto: measured)")
-    add("--samples", type=_positive, default=32, metavar="N", help="calibration prompts (default: 32)")
-    add("--max-seq-len", type=_positive, default=2048, metavar="N", help="positions of a prompt (default: 2048)")
-    add("--tokens", type=_positive, default=16_384, metavar="N", help="positions of all prompts (default: 16384)")
+    add("--samples", type=positive, default=32, metavar="N", help="calibration prompts (default: 32)")
+    add("--max-seq-len", type=positive, default=2048, metavar="N", help="positions of a prompt (default: 2048)")
+    add("--tokens", type=positive, default=16_384, metavar="N", help="positions of all prompts (default: 16384)")
     clip = "search for clipped ranges, as AWQ was published; more loss with the rounding that is used here"
     add("--clip", action=argparse.BooleanOptionalAction, default=False, help=clip)
     add("--device", default="cpu", help="where the search runs: cpu, cuda or cuda:N (default: cpu)")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.directories import replaced_directory
 from models.int4 import Int4Linear
 from models.projector import RangeClip
 from models.vision_tower import CLIPVisionTower
-from runtime.bundle.write import place_directory
 from runtime.errors import OutputError
 
 TOWER, RANGE = "vision_tower", "emb_min_max.safetensors"
@@ -36,20 +34,8 @@ def save_llava(
         )
     output = output.absolute()
     tensors = model.state_dict() if state_dict is None else state_dict
-    building = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    with replaced_directory(output) as building:
         _write(model, tower, building, output, tensors, save)
-        building.chmod(0o755)
-        place_directory(building, output)
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error}", hint="free some space or choose another place"
-        ) from error
-    finally:
-        if building is not None:  # what was not finished, or what was there before
-            shutil.rmtree(building, ignore_errors=True)
 
 
 def _write(model: Any, tower: Any, building: Path, output: Path, tensors: dict[str, Tensor], save: Any) -> None:

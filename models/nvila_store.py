@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.directories import replaced_directory
 from models.packed import NOTE
 from models.packed_store import packed_parts
 from models.weights import read_json
-from runtime.bundle.write import place_directory
-from runtime.errors import OutputError
 
 _PREFIXES = {"llm": "llm.", "vision_tower": "vision_tower.vision_tower.", "mm_projector": "mm_projector."}
 
@@ -24,20 +21,9 @@ _PREFIXES = {"llm": "llm.", "vision_tower": "vision_tower.vision_tower.", "mm_pr
 def save_parts(model: Any, output: Path, state_dict: dict[str, Tensor] | None) -> None:
     """See ``LlavaMetaModel.save_pretrained``. Raises OutputError when the disk does not take it."""
     output = output.absolute()
-    building = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        _write_parts(model, building, output, model.state_dict() if state_dict is None else state_dict)
-        building.chmod(0o755)
-        place_directory(building, output)
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error}", hint="free some space or choose another place"
-        ) from error
-    finally:
-        if building is not None:  # what was not finished, or what was there before
-            shutil.rmtree(building, ignore_errors=True)
+    tensors = model.state_dict() if state_dict is None else state_dict
+    with replaced_directory(output) as building:
+        _write_parts(model, building, output, tensors)
 
 
 def _write_parts(model: Any, building: Path, output: Path, tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle.strict_json import read_json
+from runtime.bundle.write import flush
 from runtime.errors import OutputError
 
 VERSION = 1
@@ -110,15 +111,6 @@ def open_journal(out: Path, describes: Mapping[str, Any], force: bool) -> Iterat
                 hint="give the same command as then to go on, or --force to drop it",
             )
         yield journal
-
-
-def flush(path: Path) -> None:
-    """Brings a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _difference(folder: Path, describes: Mapping[str, Any]) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.decoder.weight_files import WeightFiles
+from export.estimate import check_disk
 from export.fingerprint import Fingerprint, Sources, code_digest
 from export.progress import Progress
 from export.quantization.calibration import CalibrationSet
@@ -18,7 +17,8 @@ from export.quantization.output import LAYOUTS, RECORD, copied_files, packed_byt
 from export.quantization.request import QuantizeRequest
 from export.quantization.source import DecoderSource, check_group_size
 from runtime.budget import available_memory
-from runtime.errors import MemoryLimitError, OutputError, UsageError
+from runtime.bundle import check_target
+from runtime.errors import MemoryLimitError, UsageError
 
 HELD_OUT_EVERY = 8
 # Peak memory beside weights and activations: the interpreter with torch, transformers and their working space.
@@ -55,21 +55,12 @@ def check_request(request: QuantizeRequest, source: DecoderSource) -> None:
     root, out = request.checkpoint.resolve(), request.out.resolve()
     if root == out or root in out.parents:
         raise UsageError(f"--out {request.out} lies in the checkpoint {request.checkpoint}", hint="name another folder")
-    check_target(request.out, request.force)
+    check_quantised_target(request.out, request.force)
 
 
-def check_target(out: Path, force: bool) -> None:
+def check_quantised_target(out: Path, force: bool) -> None:
     """Only a quantised checkpoint is replaced, and only with ``force``."""
-    if not os.path.lexists(out):
-        return
-    if out.is_symlink() or not out.is_dir():
-        raise OutputError(f"{out}: exists and is not a directory", hint="name another --out")
-    if not any(out.iterdir()):
-        return
-    if not (out / RECORD).is_file():
-        raise OutputError(f"{out}: is a directory with other files in it", hint="name another --out")
-    if not force:
-        raise OutputError(f"{out}: a quantised checkpoint is there already", hint="add --force to replace it")
+    check_target(out, replace=force, marker=RECORD, kind="a quantised checkpoint")
 
 
 def describe(
@@ -104,20 +95,10 @@ def disk_bytes(request: QuantizeRequest, source: DecoderSource) -> int:
     return 2 * 4 * request.tokens * source.decoder.config.hidden + decoder + copied + linears
 
 
-def check_disk(out: Path, needed: int) -> None:
+def check_room(out: Path, needed: int) -> None:
     """Raises OutputError when the disk has less room; what an interrupted run left counts as room."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: no permission to write there", hint="name an --out that this user may write to")
     left = sum(path.stat().st_size for path in partial_folder(out).rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free + left
-    if free < needed:
-        raise OutputError(
-            f"{out}: quantising takes about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on that disk",
-            hint="free some disk space, or name an --out on another disk",
-        )
+    check_disk(out, needed, what="quantising", ours_bytes=left)
 
 
 def memory_bytes(request: QuantizeRequest, source: DecoderSource) -> int:

@@ -16,9 +16,9 @@ from export.quantization.head import MEAN_KL_LIMIT, choose_head_bits
 from export.quantization.journal import Journal, open_journal, partial_folder
 from export.quantization.output import LAYOUTS, RECORD, write_checkpoint, write_settings
 from export.quantization.plan import (
-    check_disk,
     check_memory,
     check_request,
+    check_room,
     describe,
     disk_bytes,
     memory_bytes,
@@ -56,7 +56,7 @@ def quantize(request: QuantizeRequest, progress: Progress) -> QuantizeResult:
             _name_skipped(calibration, progress)
         plan = _plan(request, source, calibration)
         check_memory(plan["memory_bytes"])
-        check_disk(request.out, plan["disk_bytes"])
+        check_room(request.out, plan["disk_bytes"])
         if request.dry_run:
             _say_plan(plan, progress)
             return QuantizeResult(request.out, None, plan)

@@ -44,24 +44,26 @@ def write_bundle(out: Path, fill: Callable[[Path], Manifest], *, replace: bool =
             _flush_tree(directory)
             check_target(out, replace=replace)  # another build may have been faster
             _swap_in(directory, out)
-            _flush(out.parent)
+            flush(out.parent)
     except OSError as problem:
         raise OutputError(f"{out}: cannot be written: {_reason(problem)}", hint=_hint(problem)) from problem
     return manifest
 
 
-def check_target(out: Path, *, replace: bool) -> None:
-    """Refuses a target that would lose something: a directory that is not a bundle, or a bundle without ``replace``."""
+def check_target(out: Path, *, replace: bool, marker: str = MANIFEST_NAME, kind: str = "a bundle") -> None:
+    """Refuses a target that would lose something: a directory without the file ``marker`` of its ``kind``, or one that
+    has it without ``replace``. Raises OutputError.
+    """
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir():
         raise OutputError(f"{out}: exists and is not a directory", hint="name another --out")
     if not any(out.iterdir()):
         return
-    if not (out / MANIFEST_NAME).is_file():
-        raise OutputError(f"{out}: is a directory with other files in it, not a bundle", hint="name another --out")
+    if not (out / marker).is_file():
+        raise OutputError(f"{out}: is a directory with other files in it, not {kind}", hint="name another --out")
     if not replace:
-        raise OutputError(f"{out}: a bundle is there already", hint="add --force to replace it")
+        raise OutputError(f"{out}: {kind} is there already", hint="add --force to replace it")
 
 
 def _reason(problem: OSError) -> str:
@@ -129,7 +131,8 @@ def _umask() -> int:
     return mask
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Brings a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -140,8 +143,8 @@ def _flush(path: Path) -> None:
 def _flush_tree(directory: Path) -> None:
     for folder, _, names in os.walk(directory):
         for name in names:
-            _flush(Path(folder, name))
-        _flush(Path(folder))
+            flush(Path(folder, name))
+        flush(Path(folder))
 
 
 def place_directory(directory: Path, out: Path) -> None:
@@ -152,7 +155,7 @@ def place_directory(directory: Path, out: Path) -> None:
     try:
         _flush_tree(directory)
         _swap_in(directory, out)
-        _flush(out.parent)
+        flush(out.parent)
     except OSError as problem:
         raise OutputError(f"{out}: cannot be written: {_reason(problem)}", hint=_hint(problem)) from problem
 

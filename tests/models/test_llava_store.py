@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import llava_store
+from models import directories, llava_store
 from models.checkpoint import checkpoint_layout, load_checkpoint
 from models.int4 import Int4Linear, quantize_nearest
 from models.vision_tower import CLIPVisionTower
@@ -90,9 +90,9 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for broken in ("_write_tower", "place_directory"):
+    for module, broken in ((llava_store, "_write_tower"), (directories, "place_directory")):
         with monkeypatch.context() as patch:
-            patch.setattr(llava_store, broken, fails)
+            patch.setattr(module, broken, fails)
             with pytest.raises(OutputError, match="No space left"):
                 model.save_pretrained(tmp_path / "out")
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export import estimate
 from export.progress import Progress
 from export.quantization import plan, run
 from export.quantization.head import MEAN_KL_LIMIT
@@ -255,7 +256,7 @@ def test_too_little_memory_or_disk_is_said_first(runs: Runs, tmp_path: Path, mon
         patch.setattr(plan, "available_memory", lambda: 300 << 20)
         with pytest.raises(MemoryLimitError, match=r"takes about \d+ MiB, 300 MiB are free"):
             quantize(request, Progress())
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     with pytest.raises(OutputError, match="0.0 MB are free on that disk"):
         quantize(request, Progress())
     assert list(tmp_path.iterdir()) == []
