@@ -1,0 +1,1 @@
+"""Launches with known inputs and answers, one module per source file."""
