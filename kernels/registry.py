@@ -1,0 +1,15 @@
+"""All kernels by name; each family's launch module brings its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from kernels.kernel import Kernel
+
+FAMILIES: tuple[tuple[Kernel, ...], ...] = ()
+
+KERNELS: Mapping[str, Kernel] = MappingProxyType({kernel.symbol: kernel for family in FAMILIES for kernel in family})
+SOURCES: Mapping[str, str] = MappingProxyType(
+    {entry: kernel.source for kernel in KERNELS.values() for entry in kernel.entries}
+)
