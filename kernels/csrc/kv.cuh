@@ -1,5 +1,5 @@
 // Where a slot's keys and values lie. One layer has a table of device addresses for keys and one for values, an entry
-// per slot; at an entry's address: data [kv_heads][capacity][D], and for int8 behind it f16 scales [kv_heads][capacity].
+// per slot; at an entry's address: data [kv_heads][capacity][D], behind it for int8 f16 scales [kv_heads][capacity].
 // A staged layer has one entry and holds only the tokens of this step, at rows 0, 1, ... (kernels/launch/kv.py).
 #pragma once
 #include "ptx.cuh"
@@ -32,6 +32,7 @@ template <int D> __device__ __forceinline__ size_t kv_offset(const KvTables& kv,
 }
 
 // f16 scales of an int8 slot; a value is data * scale.
-template <int D> __device__ __forceinline__ half* kv_scales(const KvTables& kv, const unsigned long long* table, int slot) {
+template <int D>
+__device__ __forceinline__ half* kv_scales(const KvTables& kv, const unsigned long long* table, int slot) {
   return reinterpret_cast<half*>(table[slot] + static_cast<size_t>(kv.kv_heads) * kv.capacity * D);
 }

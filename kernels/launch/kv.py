@@ -19,8 +19,8 @@ class KvLayer:
 
     keys, values: u64 [slots], device addresses aligned to 16 bytes. At each lies data [kv_heads][capacity][head_dim] of
     ``dtype``; for i8 behind it f16 scales [kv_heads][capacity], and a value is data * scale (csrc/kv.cuh).
-    Token m of a step is written at row state.pos + m of slot state.slot; with ``staged`` (a buffer for the tokens of one
-    step that kv_quantize_i8 then moves into an int8 cache) at row m of entry 0, whatever the slot.
+    Token m of a step is written at row state.pos + m of slot state.slot; with ``staged`` (a buffer for the tokens of
+    one step that kv_quantize_i8 then moves into an int8 cache) at row m of entry 0, whatever the slot.
     """
 
     keys: DeviceArray
