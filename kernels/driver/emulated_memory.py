@@ -1,0 +1,121 @@
+"""The emulator's device memory: blocks of host memory, counted against a limit and watched for stale addresses.
+
+A freed block is filled with 0xFF and kept for a while before the C library has it back, so that its addresses are
+recognised as stale and a kernel that follows one in a table reads NaN instead of another array's values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right, insort
+from collections import deque
+
+from kernels.errors import ArrayError, DeviceError, OutOfMemoryError
+
+ALIGNMENT = 256
+FRESH = 0xFF  # NaN in every floating-point type, -1 in every integer
+KEPT_BYTES = 32 << 20
+INVALID_VALUE = 1
+OUT_OF_MEMORY = 2
+
+_libc = ctypes.CDLL(None)
+_libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+_libc.free.argtypes = (ctypes.c_void_p,)
+_libc.free.restype = None
+
+
+class EmulatedMemory:
+    """Allocations of one emulated device; ``total_bytes`` is all it has."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.used_bytes = 0
+        self._counted: set[int] = set()
+        self._starts: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self._freed: dict[int, int] = {}
+        self._kept: deque[int] = deque()
+        self._kept_bytes = 0
+
+    def alloc(self, nbytes: int, *, counted: bool = True) -> int:
+        """Address of ``nbytes`` fresh bytes. Raises ArrayError below one byte, OutOfMemoryError above what is left.
+
+        counted: against the limit; page-locked host memory is not.
+        """
+        if nbytes < 1:
+            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
+        free = self.total_bytes - self.used_bytes
+        address = ctypes.c_void_p()
+        # The exact size, so that an address sanitizer sees the first byte beyond it.
+        if (
+            (counted and nbytes > free)
+            or _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, nbytes)
+            or address.value is None
+        ):
+            raise OutOfMemoryError(
+                f"{nbytes} bytes of device memory were asked for, {free} of {self.total_bytes} are free",
+                requested=nbytes,
+                call="cuMemAlloc",
+                code=OUT_OF_MEMORY,
+            )
+        ctypes.memset(start, FRESH, nbytes)
+        insort(self._starts, start)
+        self._sizes[start] = nbytes
+        if counted:
+            self.used_bytes += nbytes
+            self._counted.add(start)
+        return start
+
+    def free(self, start: int) -> None:
+        """Take back the block that begins at ``start``."""
+        nbytes = self._sizes.pop(start)
+        self._starts.pop(bisect_right(self._starts, start) - 1)
+        if start in self._counted:
+            self.used_bytes -= nbytes
+            self._counted.remove(start)
+        ctypes.memset(start, FRESH, nbytes)
+        self._freed[start] = nbytes
+        self._kept.append(start)
+        self._kept_bytes += nbytes
+        while self._kept_bytes > KEPT_BYTES:
+            self._release_oldest()
+
+    def check(self, what: str, address: int, nbytes: int = 1) -> None:
+        """Refuse null and freed addresses, and ranges that leave their block. Raises DeviceError.
+
+        Other addresses are taken as they are: host memory of another library stands for its device memory.
+        """
+        if address == 0:
+            raise DeviceError(f"{what} is a null pointer", call="check", code=INVALID_VALUE)
+        at = bisect_right(self._starts, address) - 1
+        if at >= 0:
+            start = self._starts[at]
+            offset, size = address - start, self._sizes[start]
+            if offset < size and offset + nbytes > size:
+                raise DeviceError(
+                    f"{what} reaches {offset + nbytes - size} bytes beyond its allocation of {size} bytes",
+                    call="check",
+                    code=INVALID_VALUE,
+                )
+        for start, size in self._freed.items():
+            if start <= address < start + size:
+                raise DeviceError(f"{what} points into {size} bytes that were freed", call="check", code=INVALID_VALUE)
+
+    def close(self) -> None:
+        """Give everything back to the C library."""
+        for start in list(self._starts):
+            self.free(start)
+        while self._kept:
+            self._release_oldest()
+
+    def _release_oldest(self) -> None:
+        start = self._kept.popleft()
+        self._kept_bytes -= self._freed.pop(start)
+        _libc.free(start)
+
+
+def _host_block(nbytes: int) -> int:
+    """Address of a block of exactly this size (an address sanitizer sees the first byte beyond it), 0 without one."""
+    address = ctypes.c_void_p()
+    failed = _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, nbytes)
+    return 0 if failed else address.value or 0

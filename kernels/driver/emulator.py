@@ -1,0 +1,360 @@
+"""The driver's interface on the CPU: kernels are the same .cu files compiled by g++ (`kernels.emulator`).
+
+Everything runs at once, in the order of the calls. A capture records instead, and its graph replays; what a capture
+may not do on CUDA (allocate, free, load, wait) is refused here too. Stands for an Orin: sm 8.7, memory shared with
+the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.driver.arguments import (
+    POINTER,
+    c_values,
+    check_geometry,
+    check_source,
+    check_target,
+    checked_arguments,
+)
+from kernels.driver.emulated_memory import EmulatedMemory
+from kernels.driver.handles import Handle, Handles
+from kernels.driver.protocol import Capture, Dim3, Event, Image, Stream
+from kernels.errors import DeviceError, ImageError, StickyError
+
+SHARED_LIMIT_BYTES = 163 * 1024  # of a block on sm 8.7
+TOTAL_BYTES = 8 << 30
+LAUNCH_FAILED = 719
+CAPTURE_UNSUPPORTED = 900
+CAPTURE_INVALIDATED = 901
+
+Work = Callable[[], object]
+_T = TypeVar("_T")
+
+
+class EmulatorMemory(Handle):
+    """A block of emulated device memory."""
+
+    def __init__(self, device: EmulatorDevice, nbytes: int) -> None:
+        start = device.memory.alloc(nbytes)
+        self._ptr, self._nbytes = start, nbytes
+        super().__init__(device.handles, "memory", lambda: device.memory.free(start))
+
+    @property
+    def ptr(self) -> int:
+        self.require_open()
+        return self._ptr
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def free(self) -> None:
+        self.close()
+
+
+class EmulatorPinned(Handle):
+    """Host memory that is its own device memory."""
+
+    def __init__(self, device: EmulatorDevice, nbytes: int, mapped: bool) -> None:
+        start = device.memory.alloc(nbytes, counted=False)
+        self._array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
+        self._device_ptr = start if mapped else 0
+        super().__init__(device.handles, "pinned", lambda: device.memory.free(start))
+
+    @property
+    def array(self) -> npt.NDArray[np.uint8]:
+        self.require_open()
+        return self._array
+
+    @property
+    def device_ptr(self) -> int:
+        self.require_open()
+        return self._device_ptr
+
+    def free(self) -> None:
+        self.close()
+
+
+class EmulatorStream(Handle):
+    """An order of work; nothing waits, because everything has run. ``recording`` takes the work of a capture."""
+
+    def __init__(self, device: EmulatorDevice, handle: int) -> None:
+        self.device = device
+        self.recording: list[Work] | None = None
+        self._number = handle
+        super().__init__(device.handles, "stream", lambda: None)
+
+    @property
+    def handle(self) -> int:
+        self.require_open()
+        return self._number
+
+    def synchronize(self) -> None:
+        self.require_open()
+        self.device.refuse_while_capturing("cuStreamSynchronize")
+
+    def wait(self, event: Event) -> None:
+        self.require_open()
+        emulated(event, EmulatorEvent).require_open()
+
+    def enqueue(self, work: Work) -> None:
+        """Run it now, or keep it for the graph that is being captured."""
+        self.require_open()
+        if self.recording is not None:
+            self.recording.append(work)
+        else:
+            work()
+
+
+class EmulatorEvent(Handle):
+    """A time of the host's clock."""
+
+    def __init__(self, device: EmulatorDevice, timing: bool) -> None:
+        self._timing = timing
+        self._at_ns: int | None = None
+        super().__init__(device.handles, "event", lambda: None)
+
+    def record(self, stream: Stream) -> None:
+        self.require_open()
+        emulated(stream, EmulatorStream).enqueue(self._mark)
+
+    def done(self) -> bool:
+        self.require_open()
+        return True
+
+    def synchronize(self) -> None:
+        self.require_open()
+
+    def elapsed_ms(self, since: Event) -> float:
+        self.require_open()
+        start = emulated(since, EmulatorEvent)
+        start.require_open()
+        if not (self._timing and start._timing) or self._at_ns is None or start._at_ns is None:
+            raise DeviceError(
+                "the time between two events needs both recorded and made with timing=True",
+                call="cuEventElapsedTime",
+                code=400,
+            )
+        return (self._at_ns - start._at_ns) / 1e6
+
+    def _mark(self) -> None:
+        self._at_ns = time.perf_counter_ns()
+
+
+class EmulatorModule(Handle):
+    """A shared library of kernels; the process keeps it, since a library that is unloaded under a pointer crashes."""
+
+    def __init__(self, device: EmulatorDevice, image: Image) -> None:
+        if isinstance(image, bytes):
+            raise ImageError(f"the emulator loads shared libraries, not {len(image)} bytes of device code")
+        self.device = device
+        self.path = Path(image)
+        try:
+            self.library = ctypes.CDLL(str(self.path))
+            self.library.cuemu_error.restype = ctypes.c_char_p
+            self.library.cuemu_launch.argtypes = (ctypes.c_char_p, *(ctypes.c_uint,) * 7, ctypes.c_void_p)
+        except (OSError, AttributeError) as error:
+            raise ImageError(
+                f"{self.path} is no library of emulated kernels: {error}", hint="python -m kernels.emulator"
+            ) from error
+        super().__init__(device.handles, "module", lambda: None)
+
+    def function(self, name: str) -> EmulatorFunction:
+        self.require_open()
+        if not self.library.cuemu_has(name.encode()):
+            raise ImageError(f"{self.path.name} has no kernel named {name}")
+        return EmulatorFunction(self, name)
+
+
+class EmulatorFunction:
+    """One kernel of an emulated module."""
+
+    def __init__(self, module: EmulatorModule, name: str) -> None:
+        self._module = module
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def attributes(self) -> dict[str, int]:
+        self._module.require_open()
+        return {"registers": 0, "shared_bytes": 0, "local_bytes": 0, "max_threads": 1024, "binary_version": 0}
+
+    def launch(
+        self, grid: Dim3, block: Dim3, shared_bytes: int, stream: Stream, signature: str, args: Sequence[Any]
+    ) -> None:
+        self._module.require_open()
+        check_geometry(self._name, grid, block, shared_bytes, SHARED_LIMIT_BYTES)
+        numbers = checked_arguments(self._name, signature, args)
+        for index, (letter, number) in enumerate(zip(signature, numbers, strict=True)):
+            if letter == POINTER and number:
+                self._module.device.memory.check(f"argument {index} of {self._name}", int(number))
+        values = c_values(signature, numbers)
+        emulated(stream, EmulatorStream).enqueue(lambda: self._run(grid, block, shared_bytes, values))
+
+    def _run(self, grid: Dim3, block: Dim3, shared_bytes: int, values: tuple[Any, ...]) -> None:
+        params = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+        library = self._module.library
+        if library.cuemu_launch(self._name.encode(), *grid, *block, shared_bytes, params):
+            error = StickyError(
+                f"{self._name}: {library.cuemu_error().decode(errors='replace')}",
+                call="cuLaunchKernel",
+                code=LAUNCH_FAILED,
+            )
+            self._module.device.handles.lost = error
+            raise error
+
+
+class EmulatorGraph(Handle):
+    """Recorded work."""
+
+    def __init__(self, device: EmulatorDevice, work: list[Work]) -> None:
+        self._work = work
+        super().__init__(device.handles, "graph", lambda: None)
+
+    def launch(self, stream: Stream) -> None:
+        self.require_open()
+        target = emulated(stream, EmulatorStream)
+        for work in self._work:
+            target.enqueue(work)
+
+
+class EmulatorCapture:
+    """The graph of a capture, once it has ended."""
+
+    def __init__(self) -> None:
+        self.finished: EmulatorGraph | None = None
+
+    @property
+    def graph(self) -> EmulatorGraph:
+        if self.finished is None:
+            raise DeviceError("the capture has not ended, or ended with an error", code=CAPTURE_INVALIDATED)
+        return self.finished
+
+
+class EmulatorDevice:
+    """A device whose memory is host memory. ``total_bytes``: how much of it there is."""
+
+    def __init__(self, *, total_bytes: int = TOTAL_BYTES) -> None:
+        self.handles = Handles()
+        self.memory = EmulatedMemory(total_bytes)
+        self._next_stream = 0x1000
+
+    @property
+    def backend(self) -> str:
+        return "emulator"
+
+    @property
+    def name(self) -> str:
+        return "CPU emulator"
+
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        return 8, 7
+
+    @property
+    def multiprocessors(self) -> int:
+        return 8
+
+    @property
+    def integrated(self) -> bool:
+        return True
+
+    @property
+    def driver_version(self) -> int:
+        return 0
+
+    def memory_info(self) -> tuple[int, int]:
+        self.handles.require_usable()
+        return self.memory.total_bytes - self.memory.used_bytes, self.memory.total_bytes
+
+    def alloc(self, nbytes: int) -> EmulatorMemory:
+        self.refuse_while_capturing("cuMemAlloc")
+        return EmulatorMemory(self, nbytes)
+
+    def pinned(self, nbytes: int, *, mapped: bool = False) -> EmulatorPinned:
+        self.refuse_while_capturing("cuMemHostAlloc")
+        return EmulatorPinned(self, nbytes, mapped)
+
+    def create_stream(self) -> EmulatorStream:
+        self.handles.require_usable()
+        self._next_stream += 1
+        return EmulatorStream(self, self._next_stream)
+
+    def wrap_stream(self, handle: int) -> EmulatorStream:
+        self.handles.require_usable()
+        return EmulatorStream(self, handle)
+
+    def create_event(self, *, timing: bool = False) -> EmulatorEvent:
+        self.handles.require_usable()
+        return EmulatorEvent(self, timing)
+
+    def load_module(self, image: Image) -> EmulatorModule:
+        self.refuse_while_capturing("cuModuleLoadData")
+        return EmulatorModule(self, image)
+
+    def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
+        check_source(source)
+        self.memory.check("the target of a copy", ptr, source.nbytes)
+        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(ptr, source.ctypes.data, source.nbytes))
+
+    def copy_out(self, target: npt.NDArray[Any], ptr: int, stream: Stream) -> None:
+        check_target(target)
+        self.memory.check("the source of a copy", ptr, target.nbytes)
+        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target.ctypes.data, ptr, target.nbytes))
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        self.memory.check("the target of a copy", target, nbytes)
+        self.memory.check("the source of a copy", source, nbytes)
+        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target, source, nbytes))
+
+    def fill(self, ptr: int, value: int, nbytes: int, stream: Stream) -> None:
+        self.memory.check("the target of a fill", ptr, nbytes)
+        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memset(ptr, value, nbytes))
+
+    @contextmanager
+    def capture(self, stream: Stream) -> Iterator[Capture]:
+        target = emulated(stream, EmulatorStream)
+        target.require_open()
+        self.refuse_while_capturing("cuStreamBeginCapture")
+        capture, work = EmulatorCapture(), list[Work]()
+        target.recording, self.handles.capturing = work, True
+        try:
+            yield capture
+        finally:
+            target.recording, self.handles.capturing = None, False
+        capture.finished = EmulatorGraph(self, work)
+
+    def synchronize(self) -> None:
+        self.refuse_while_capturing("cuCtxSynchronize")
+
+    def live(self) -> dict[str, int]:
+        return self.handles.live()
+
+    def close(self) -> None:
+        if not self.handles.closed:
+            self.handles.close_all()
+            self.memory.close()
+
+    def refuse_while_capturing(self, call: str) -> None:
+        """Refuse what a captured stream does not permit."""
+        self.handles.require_usable()
+        if self.handles.capturing:
+            raise DeviceError(f"{call} is not permitted while a graph is captured", call=call, code=CAPTURE_UNSUPPORTED)
+
+
+def emulated(value: object, kind: type[_T]) -> _T:
+    """Refuse handles of other backends."""
+    if not isinstance(value, kind):
+        raise DeviceError(f"a {type(value).__name__} was handed to the emulator, expected {kind.__name__}")
+    return value
