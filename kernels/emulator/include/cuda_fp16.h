@@ -1,0 +1,3 @@
+// Stands for the CUDA header of this name.
+#pragma once
+#include "emulator.h"
