@@ -23,6 +23,7 @@ from kernels.packing.stored import (
     find_layout,
     stored_tensors,
 )
+from kernels.packing.t16 import gate_up_order, qkv_order, reordered, split_int8
 
 __all__ = [
     "ALIASES",
@@ -35,10 +36,14 @@ __all__ = [
     "WeightDigest",
     "exact_f16",
     "find_layout",
+    "gate_up_order",
     "pack",
+    "qkv_order",
     "quantization_config",
     "quantize_nearest",
     "read_quantization_config",
+    "reordered",
+    "split_int8",
     "stored_tensors",
     "unpack",
 ]

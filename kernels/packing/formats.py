@@ -11,6 +11,7 @@ from kernels.packing.compressed_tensors import pack_compressed, unpack_compresse
 from kernels.packing.gptq import pack_gptq, pack_gptq_v2, unpack_gptq, unpack_gptq_v2
 from kernels.packing.integers import BITS, IntWeight, Tensors
 from kernels.packing.matmulnbits import pack_matmulnbits, unpack_matmulnbits
+from kernels.packing.t16 import pack_t16, unpack_t16
 
 DEFAULT_BITS = 4
 WIDE_FORMAT = "matmulnbits"
@@ -33,6 +34,7 @@ FORMATS: Mapping[str, Layout] = MappingProxyType(
         "gptq": Layout(pack_gptq, unpack_gptq),
         "gptq-v2": Layout(pack_gptq_v2, unpack_gptq_v2),
         "compressed-tensors": Layout(pack_compressed, unpack_compressed),
+        "t16": Layout(pack_t16, unpack_t16),
     }
 )
 

@@ -99,9 +99,9 @@ def test_sides_that_a_layout_does_not_take_are_named(n: int, k: int, layout: str
     weight = IntWeight(
         np.ones((n, k), np.uint8), np.ones((n, k // group), np.uint8), np.ones((n, k // group), np.float16), group
     )
-    by_n = n % 8 != 0 and layout not in ("autoawq-gemv", "matmulnbits")
+    by_n = n % 8 != 0 and layout not in ("autoawq-gemv", "matmulnbits", "t16")
     by_k = k % 64 != 0 and layout == "llm-awq-v2"
-    by_group = group == 8 and layout in ("autoawq-gemv", "llm-awq-v2", "matmulnbits")
+    by_group = group == 8 and layout in ("autoawq-gemv", "llm-awq-v2", "matmulnbits", "t16")
     if by_n or by_k or by_group:
         with pytest.raises(ValueError, match=rf"N is {n}|K is {k}|group size 8 is not"):
             pack(weight, layout)

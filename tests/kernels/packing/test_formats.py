@@ -124,6 +124,8 @@ def test_symmetric_compressed_tensors_have_zero_point_eight() -> None:
 def test_unpack_inverts_pack(format: str, super_rows: int, groups: int, group: int, seed: int) -> None:
     if format == "llm-awq-v2" and group * groups % 64:
         groups *= 2
+    if format == "t16":
+        group = min(group, 128)
     weight = random_weight(8 * super_rows, group * groups, group, seed, lowest_zero=1 if format == "gptq" else 0)
     again = unpack(pack(weight, format), format, weight.shape, group)
     assert again.equals(weight)
