@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from export.decoder.quantization import FORM_HINT
 from export.decoder.quantize import GROUP_SIZES
-from export.decoder.safetensors_file import ITEM_BYTES, TensorInfo
+from export.decoder.safetensors_file import ITEM_BYTES
 from export.decoder.weight_files import WeightFiles
 from kernels.packing import (
     ALIASES,
@@ -22,6 +22,7 @@ from kernels.packing import (
     stored_tensors,
     unpack,
 )
+from runtime.bundle.tensor_header import TensorInfo
 from runtime.errors import ExportError
 
 KINDS: Mapping[str, str] = MappingProxyType({"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"})

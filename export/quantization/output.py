@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export.decoder.safetensors_file import SafetensorsFile, TensorInfo
+from export.decoder.safetensors_file import SafetensorsFile
 from export.quantization.journal import Journal
 from export.quantization.request import Format
 from export.quantization.shards import Entry, as_f16, plan_shards, write_shards
 from export.quantization.source import BLOCK_BYTES, DecoderSource, read_config, read_pieces
 from kernels.packing.quantization_config import quantization_config
 from kernels.packing.stored import stored_tensors
+from runtime.bundle.tensor_header import TensorInfo
 from runtime.errors import ExportError
 
 CONFIG = "config.json"
