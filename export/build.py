@@ -16,6 +16,7 @@ from typing import Literal
 from export.chat_template import read_template
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.decoder import DecoderCheckpoint, choose_group_size, open_decoder_checkpoint, write_decoder
+from export.decoder.kinds import DecoderChoice, choose_kinds
 from export.estimate import check_disk, estimate_bytes
 from export.fingerprint import BUNDLE_CODE, NARROWING_CODE, Fingerprint, code_digest
 from export.manifest_groups import context_tokens, default_max_seq_len, prompt_request, vision_section
@@ -35,13 +36,19 @@ from export.stages import (
 from export.vision.names import GRAPH_FILES
 from export.vision.stored import FOLDER, TracedGraphs, link_or_copy, write_traced
 from runtime.bundle import SCHEMA, Manifest, check_target, sha256_file, write_bundle
-from runtime.bundle.manifest import ChecksSection, DecoderSection, QuantizationSection, Source, VisionPrecision
+from runtime.bundle.manifest import (
+    Activations,
+    ChecksSection,
+    DecoderSection,
+    QuantizationSection,
+    Source,
+    VisionPrecision,
+)
 from runtime.bundle.parse import parse_group
 from runtime.errors import EngineError, ExportError, OutputError, UsageError
 from runtime.version import __version__
 
 Stage = Literal["onnx", "weights", "plans", "all"]
-DecoderChoice = Literal["onnx", "cuda", "both", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class BuildRequest:
     out: Path | None
     stage: Stage = "all"
     decoder: DecoderChoice = "auto"
+    activations: Activations = "f16"
     group_size: int | None = None
     max_seq_len: int | None = None
     vision_precision: VisionPrecision = "fp32"
@@ -81,10 +89,6 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
 
 
 def _check_request(request: BuildRequest) -> None:
-    if request.decoder in ("cuda", "both"):
-        raise ExportError(
-            f"--decoder {request.decoder}: the CUDA decoder is not part of this version", hint="use --decoder onnx"
-        )
     if request.stage == "plans":
         raise EngineError(
             "--stage plans: TensorRT plans are built on the device that runs them, and this version builds none",
@@ -103,6 +107,7 @@ class _Build:
         self._request, self._checkpoint, self._decoder, self._progress = request, checkpoint, decoder, progress
         self._context = context_tokens(checkpoint, decoder.config)
         self._group_size = choose_group_size(request.group_size, decoder.group_size)
+        self._kinds, self._left_out = choose_kinds(request.decoder, decoder)
         self._max_seq_len = request.max_seq_len or default_max_seq_len(self._context)
         progress.begin("reading the checkpoint")
         self._files = Fingerprint(checkpoint.root, (*checkpoint.files, *decoder.files), progress)
@@ -116,14 +121,15 @@ class _Build:
         self._stored = None
         if not request.trace and not self._same_graphs:
             self._stored = stored_graphs(checkpoint.root, self._keys.traced)
-        self._estimate = estimate_bytes(checkpoint, decoder, self._group_size)
+        self._estimate = estimate_bytes(checkpoint, decoder, self._group_size, self._kinds)
         self._reports: list[StageReport] = []
 
     def _make_keys(self) -> Keys:
         request = self._request
         traced = traced_key(self._files, self._checkpoint.vision_files)
         template = read_template(request.template_file) if request.template_file else ""
-        settings = (self._group_size, self._max_seq_len, template, code_digest(BUNDLE_CODE))
+        forms = " ".join((*self._kinds, request.activations if "cuda" in self._kinds else ""))
+        settings = (self._group_size, self._max_seq_len, forms, template, code_digest(BUNDLE_CODE))
         weights = self._files.of((*self._checkpoint.files, *self._decoder.files), *settings)
         return Keys(traced, f"{traced} {self._precision()}", weights)
 
@@ -265,16 +271,19 @@ class _Build:
             directory,
             max_seq_len=self._max_seq_len,
             group_size=self._group_size,
+            kinds=self._kinds,
+            activations=self._request.activations,
             progress=self._progress.update,
         )
         self._progress.end()
-        self._report(
-            "weights",
-            "quantised",
-            f"decoder: int4 in groups of {self._group_size}, {self._max_seq_len} positions",
-        )
+        self._report("weights", "quantised", f"decoder: {self._forms()}, {self._max_seq_len} positions")
         decoder = parse_group(DecoderSection, record["decoder"], "decoder")
         return decoder, parse_group(QuantizationSection, record["quantization"], "quantization")
+
+    def _forms(self) -> str:
+        """What the decoder's stage writes, and what "auto" leaves out."""
+        shown = f"int4 in groups of {self._group_size} ({' and '.join(self._kinds)})"
+        return f"{shown}, {self._left_out}" if self._left_out else shown
 
     def _planned(self) -> BuildResult:
         """What would be done, for --dry-run."""
@@ -287,8 +296,7 @@ class _Build:
         if self._same_weights:
             self._report("weights", "unchanged", "decoder and prompt: unchanged")
         else:
-            group = self._group_size
-            self._report("weights", "quantised", f"decoder: would be quantised to int4 in groups of {group}")
+            self._report("weights", "quantised", f"decoder: would be {self._forms()}")
         self._progress.say(f"the bundle would take about {self._estimate / 1e6:.1f} MB")
         return self._result(self._previous.manifest if self._previous else None)
 

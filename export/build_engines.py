@@ -51,6 +51,7 @@ def _request(options: argparse.Namespace) -> BuildRequest:
         out=options.out,
         stage=options.stage,
         decoder=options.decoder,
+        activations=options.activations,
         group_size=options.group_size,
         max_seq_len=options.max_seq_len,
         vision_precision=options.vision_precision,
@@ -87,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, help="folder with config.json, weights and tokenizer")
     add("--out", type=Path, help="bundle directory to write")
     add("--stage", choices=("onnx", "weights", "plans", "all"), default="all", help="default: all")
-    add("--decoder", choices=("onnx", "cuda", "both", "auto"), default="auto", help="form of the decoder (auto: onnx)")
+    forms = "forms of the decoder (auto: both where the CUDA kernels take its shape, else onnx)"
+    add("--decoder", choices=("onnx", "cuda", "both", "auto"), default="auto", help=forms)
+    computes = "what the CUDA decoder computes in; bf16 for a checkpoint whose values exceed f16 (default: f16)"
+    add("--activations", choices=("f16", "bf16"), default="f16", help=computes)
     groups = "weights that share a scale (default: 128, or what a quantised checkpoint has)"
     add("--group-size", type=int, choices=(128, 64, 32), help=groups)
     add(

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.decoder import DecoderCheckpoint
+from export.decoder.t16 import t16_bytes
 from export.decoder.weight_files import WeightFiles
+from runtime.bundle.manifest import DecoderKind
 from runtime.errors import OutputError
 
 _VISION_NAMES = ("vision_tower.", "multi_modal_projector.", "mm_projector.")
 
 
-def estimate_bytes(checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_size: int) -> int:
-    """Bytes of the bundle: vision weights as stored, int4 linears with scales and zeros, the head, the f16 table."""
+def estimate_bytes(
+    checkpoint: Checkpoint, decoder: DecoderCheckpoint, group_size: int, kinds: Sequence[DecoderKind] = ("onnx",)
+) -> int:
+    """Bytes of the bundle: vision weights as stored, the f16 table, and each form of the decoder."""
+    table = decoder.embed_rows * decoder.config.hidden * 2
+    forms = {"onnx": _onnx_bytes, "cuda": t16_bytes}
+    return _vision_bytes(checkpoint) + table + sum(forms[kind](decoder, group_size) for kind in kinds)
+
+
+def _onnx_bytes(decoder: DecoderCheckpoint, group_size: int) -> int:
+    """Int4 linears with scales and zeros, and the head."""
     linears = sum(linear.n * linear.k for linear in decoder.linears())
     quantised = linears // 2 + linears // group_size * 9 // 2  # an f32 scale and half a byte of zero for each group
     head = decoder.head()
-    quantised += head.n * head.k * (decoder.head_bits - 4) // 8
-    table = decoder.embed_rows * decoder.config.hidden * 2
-    return _vision_bytes(checkpoint) + quantised + table
+    return quantised + head.n * head.k * (decoder.head_bits - 4) // 8
 
 
 def _vision_bytes(checkpoint: Checkpoint) -> int:

@@ -129,8 +129,8 @@ def _check_heads(where: str, heads: int, kv_heads: int, head_dim: int) -> None:
         raise ExportError(f"{where}: {heads} heads do not divide among {kv_heads} key-value heads", hint=SUPPORTED_HINT)
     if head_dim % HEAD_DIM_STEP:
         raise ExportError(
-            f"{where}: head_dim is {head_dim}, the ONNX decoder needs a multiple of {HEAD_DIM_STEP}",
-            hint="use --decoder cuda for this checkpoint",
+            f"{where}: head_dim is {head_dim}, expected a multiple of {HEAD_DIM_STEP}",
+            hint=SUPPORTED_HINT,
         )
 
 

@@ -1,4 +1,4 @@
-"""The one external file of an ONNX graph, written front to back while the weights stream by."""
+"""Files that are written front to back while the weights stream by, and the one external file of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ class DataFile:
         except OSError as problem:
             raise self._error(problem) from problem
         self.size += len(data)
+
+    def overwrite(self, offset: int, data: bytes) -> None:
+        """Writes over bytes that are there already."""
+        if not 0 <= offset <= offset + len(data) <= self.size:
+            raise ValueError(f"bytes {offset} to {offset + len(data)} of {self.size}")
+        try:
+            self._file.seek(offset)
+            self._file.write(data)
+            self._file.seek(self.size)
+        except OSError as problem:
+            raise self._error(problem) from problem
 
     def align(self, alignment: int) -> None:
         """Pads with zeros up to a multiple of ``alignment``."""

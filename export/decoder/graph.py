@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.decoder.checkpoint import DecoderCheckpoint
 from export.decoder.external_data import ExternalData
+from export.decoder.integer_stream import finite
 from export.decoder.rope import rope_tables
-from export.decoder.stored_linears import LinearStore, StoredLinear, finite
+from export.decoder.stored_linears import LinearStore, StoredLinear
 
 MICROSOFT = "com.microsoft"
 OPSET = 18

@@ -1,10 +1,9 @@
-"""Streams linears of a checkpoint through the quantiser into the external data of the graph."""
+"""Streams linears of a checkpoint, in integers, into the external data of the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,12 @@ import numpy.typing as npt
 
 from export.decoder.checkpoint import DecoderCheckpoint, Linear
 from export.decoder.external_data import ExternalData
-from export.decoder.quantize import quantize_rtn
-from kernels.packing import IntWeight, WeightDigest, pack
+from export.decoder.integer_stream import BLOCK_BYTES, IntegerStream, finite
+from export.decoder.t16 import T16File
+from kernels.packing import IntWeight, pack
 from runtime.errors import ExportError
 
 F32 = npt.NDArray[np.float32]
-
-BLOCK_BYTES = 8 << 20  # of f32 rows; a few copies of it are the peak of the export, whatever the model's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +33,21 @@ class StoredLinear:
 
 
 class LinearStore:
-    """Digests and stores linears in the order in which they are asked for, in integers.
+    """Stores linears in the order in which they are asked for, in integers; linears that read the same input as one
+    matrix with their rows below one another.
 
-    Integers of the checkpoint stay as they are; floats are rounded to nearest. Linears that read the same input are
-    stored as one matrix with their rows below one another; the digest is over the single ones, so that it does not
-    depend on it.
+    ``t16`` gets the same integers as they pass by.
     """
 
     def __init__(
-        self, checkpoint: DecoderCheckpoint, external: ExternalData, group_size: int, advance: Callable[[int], None]
+        self,
+        checkpoint: DecoderCheckpoint,
+        external: ExternalData,
+        integers: IntegerStream,
+        t16: T16File | None = None,
     ) -> None:
-        self._checkpoint, self._external, self._group_size = checkpoint, external, group_size
-        self._advance = advance
-        self.digest = WeightDigest()
+        self._checkpoint, self._external, self._integers, self._t16 = checkpoint, external, integers, t16
+        self._group_size = integers.group_size
 
     def store(self, name: str, linears: Sequence[Linear], bits: int = 4) -> StoredLinear:
         """Stores one or several linears of the same input as the matrix ``name``; ``bits`` of a weight are 4 or 8."""
@@ -55,7 +55,10 @@ class LinearStore:
         scales: list[npt.NDArray[Any]] = []
         zeros: list[npt.NDArray[Any]] = []
         shape = (n, k // self._group_size, self._group_size * bits // 8)
-        blocks = chain.from_iterable(self._packed_blocks(linear, bits, scales, zeros) for linear in linears)
+        integers = self._integers.matrix(linears, bits)
+        if self._t16 is not None:
+            integers = self._t16.through(name, linears, integers)
+        blocks = _packed_blocks(integers, scales, zeros)
         weight = self._external.add_blocks(f"{name}.weight", np.dtype(np.uint8), shape, n * k * bits // 8, blocks)
         return StoredLinear(
             weight=weight,
@@ -76,30 +79,7 @@ class LinearStore:
     def _f16_blocks(self, linear: Linear) -> Iterator[npt.NDArray[np.float16]]:
         for rows in self._checkpoint.rows(linear, BLOCK_BYTES):
             yield as_f16(linear.name, rows)
-            self._advance(rows.size)
-
-    def _integers(self, linear: Linear, bits: int) -> Iterator[IntWeight]:
-        stored = self._checkpoint.integers(linear)
-        if stored is None:
-            for block in self._checkpoint.rows(linear, BLOCK_BYTES):
-                yield quantize_rtn(block, self._group_size, linear.name, bits)
-            return
-        step = max(1, BLOCK_BYTES // (4 * linear.k))
-        for at in range(0, linear.n, step):
-            rows = slice(at, at + step)
-            yield IntWeight(stored.q[rows], stored.zeros[rows], stored.scales[rows], stored.group_size, stored.bits)
-
-    def _packed_blocks(
-        self, linear: Linear, bits: int, scales: list[npt.NDArray[Any]], zeros: list[npt.NDArray[Any]]
-    ) -> Iterator[npt.NDArray[Any]]:
-        """One linear's blocks of rows; nothing of it is held when they have been taken."""
-        for weight in self._integers(linear, bits):
-            self.digest.add(linear.name, weight)
-            tensors = pack(weight, "matmulnbits")
-            scales.append(tensors["scales"])
-            zeros.append(tensors["zero_points"])
-            self._advance(weight.q.size)
-            yield tensors["B"]
+            self._integers.advance(rows.size)
 
     def _store_bias(self, name: str, linears: Sequence[Linear]) -> str:
         if not linears[0].bias:
@@ -108,11 +88,15 @@ class LinearStore:
         return self._external.add(f"{name}.bias", bias)
 
 
-def finite(name: str, values: F32) -> F32:
-    """The values; ExportError when one is not finite."""
-    if not np.isfinite(values).all():
-        raise ExportError(f"{name}: has values that are not finite", hint="check the checkpoint")
-    return values
+def _packed_blocks(
+    integers: Iterator[IntWeight], scales: list[npt.NDArray[Any]], zeros: list[npt.NDArray[Any]]
+) -> Iterator[npt.NDArray[Any]]:
+    """A matrix' blocks of rows; nothing of it is held when they have been taken."""
+    for weight in integers:
+        tensors = pack(weight, "matmulnbits")
+        scales.append(tensors["scales"])
+        zeros.append(tensors["zero_points"])
+        yield tensors["B"]
 
 
 def as_f16(name: str, values: F32) -> npt.NDArray[np.float16]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from export.decoder.checkpoint import DecoderCheckpoint
 from export.decoder.external_data import DataFile
-from export.decoder.stored_linears import BLOCK_BYTES, as_f16
+from export.decoder.integer_stream import BLOCK_BYTES
+from export.decoder.stored_linears import as_f16
 
 
 def write_token_embeds(checkpoint: DecoderCheckpoint, path: Path, advance: Callable[[int], None]) -> None:

@@ -1,24 +1,29 @@
-"""Writes the files of the ONNX decoder: graph, external data and token table."""
+"""Writes a decoder's files: token table, graph and external data for ONNX Runtime, T16 weights for the CUDA kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from export.decoder.checkpoint import DecoderCheckpoint
+from export.decoder.checkpoint import DecoderCheckpoint, Linear
 from export.decoder.external_data import DISK_HINT, DataFile, ExternalData
 from export.decoder.graph import DecoderGraph
+from export.decoder.integer_stream import IntegerStream
 from export.decoder.quantize import check_group_size, choose_group_size
 from export.decoder.stored_linears import LinearStore
+from export.decoder.t16 import HEAD, MATRICES, T16File
 from export.decoder.token_embeds import write_token_embeds
+from runtime.bundle.manifest import Activations, DecoderKind
 from runtime.errors import ExportError, OutputError
 
 FOLDER = "decoder"
 GRAPH = f"{FOLDER}/decoder.onnx"
 DATA = f"{FOLDER}/decoder.onnx.data"
+T16 = f"{FOLDER}/t16.safetensors"
 TOKEN_EMBEDS = f"{FOLDER}/token_embeds.bin"
 ACCURACY_LEVELS = (0, 1, 4)  # f32, f32 by the engine's choice, int8 activations
 
@@ -31,18 +36,22 @@ def write_decoder(
     *,
     max_seq_len: int,
     group_size: int | None = None,
+    kinds: Sequence[DecoderKind] = ("onnx",),
     accuracy_level: int = 4,
+    activations: Activations = "f16",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a checkpoint's decoder in int4 for ONNX Runtime into ``out_dir/decoder/``.
+    """Writes a checkpoint's decoder in int4 into ``out_dir/decoder/``, in one form or in two of the same integers.
 
     Linears that the checkpoint stores as integers keep them; floats are rounded to nearest, the head in the
     checkpoint's ``head_bits``. max_seq_len: positions of the KV cache, up to what the checkpoint was made for.
     group_size: 128, 64 or 32, dividing every input width; None takes that of the stored integers, else 128.
-    accuracy_level: 4 (int8 activations) or 0 (f32). progress(done, total) counts weight values.
-    Returns the manifest groups ``decoder`` and ``quantization``, and ``files``, the paths relative to ``out_dir``.
-    Memory: a few blocks of rows and one matrix of stored integers, whatever the model's size. Raises ExportError,
-    OutputError; files that were begun stay behind for the caller to remove.
+    kinds: "onnx" for ONNX Runtime, "cuda" for the kernels (`export.decoder.kinds` says what they take).
+    accuracy_level of "onnx": 4 (int8 activations) or 0 (f32). activations of "cuda". progress(done, total) counts
+    weight values. Returns the manifest groups ``decoder`` and ``quantization``, and ``files``, the paths relative to
+    ``out_dir``. Memory: a few blocks of rows, one matrix of stored integers and, for "cuda", one matrix of a layer as
+    bytes, whatever the model's size. Raises ExportError, OutputError; files that were begun stay behind for the caller
+    to remove.
     """
     group_size = choose_group_size(group_size, checkpoint.group_size)
     _check_request(checkpoint, max_seq_len, group_size, accuracy_level)
@@ -52,30 +61,72 @@ def write_decoder(
     except OSError as problem:
         raise OutputError(f"{out_dir / FOLDER}: {problem.strerror or problem}", hint=DISK_HINT) from problem
     write_token_embeds(checkpoint, out_dir / TOKEN_EMBEDS, advance)
+    integers = IntegerStream(checkpoint, group_size, advance)
+    with ExitStack() as stack:
+        t16 = None
+        if "cuda" in kinds:
+            t16 = stack.enter_context(T16File(out_dir / T16, checkpoint, group_size, activations))
+        if "onnx" in kinds:
+            _write_onnx(checkpoint, out_dir, integers, t16, max_seq_len=max_seq_len, accuracy_level=accuracy_level)
+        elif t16 is not None:
+            _write_t16(checkpoint, integers, t16)
+        digest = integers.digest.hexdigest()
+        if t16 is not None:
+            t16.finish(digest)
+    forms = {
+        "kinds": list(kinds),
+        "onnx": {"file": GRAPH, "data": DATA, "accuracy_level": accuracy_level} if "onnx" in kinds else None,
+        "t16": {"file": T16, "activations": activations} if "cuda" in kinds else None,
+    }
+    return {
+        "decoder": _decoder_group(checkpoint, max_seq_len) | forms,
+        "quantization": {
+            "bits": 4,
+            "group_size": group_size,
+            "method": checkpoint.method,
+            "digest": digest,
+            "head_bits": checkpoint.head_bits,
+        },
+        "files": [*([GRAPH, DATA] if "onnx" in kinds else []), *([T16] if "cuda" in kinds else []), TOKEN_EMBEDS],
+    }
+
+
+def _write_onnx(
+    checkpoint: DecoderCheckpoint,
+    out_dir: Path,
+    integers: IntegerStream,
+    t16: T16File | None,
+    *,
+    max_seq_len: int,
+    accuracy_level: int,
+) -> None:
+    """Graph and external data; ``t16`` gets the same integers."""
     with DataFile(out_dir / DATA) as file:
         external = ExternalData(file)
-        linears = LinearStore(checkpoint, external, group_size, advance)
         graph = DecoderGraph(
             checkpoint,
             external,
-            linears,
-            group_size=group_size,
+            LinearStore(checkpoint, external, integers, t16),
+            group_size=integers.group_size,
             accuracy_level=accuracy_level,
             max_seq_len=max_seq_len,
         )
         model = graph.build()
     _write_graph(model, out_dir / GRAPH)
-    return {
-        "decoder": _decoder_group(checkpoint, max_seq_len, accuracy_level),
-        "quantization": {
-            "bits": 4,
-            "group_size": group_size,
-            "method": checkpoint.method,
-            "digest": linears.digest.hexdigest(),
-            "head_bits": checkpoint.head_bits,
-        },
-        "files": [GRAPH, DATA, TOKEN_EMBEDS],
-    }
+
+
+def _write_t16(checkpoint: DecoderCheckpoint, integers: IntegerStream, t16: T16File) -> None:
+    """The T16 weights alone."""
+
+    def store(name: str, linears: Sequence[Linear], bits: int) -> None:
+        for _ in t16.through(name, linears, integers.matrix(linears, bits)):
+            pass
+
+    for index in range(checkpoint.config.layers):
+        layer = checkpoint.layer(index)
+        for matrix, parts in MATRICES.items():
+            store(f"layers.{index}.{matrix}", [layer[part] for part in parts], 4)
+    store(HEAD, [checkpoint.head()], checkpoint.head_bits)
 
 
 def _check_request(checkpoint: DecoderCheckpoint, max_seq_len: int, group_size: int, accuracy_level: int) -> None:
@@ -110,10 +161,9 @@ def _write_graph(model: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path))  # by path, so that it finds the external data
 
 
-def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int, accuracy_level: int) -> dict[str, Any]:
+def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int) -> dict[str, Any]:
     c = checkpoint.config
     return {
-        "kinds": ["onnx"],
         "hidden": c.hidden,
         "layers": c.layers,
         "heads": c.heads,
@@ -125,6 +175,5 @@ def _decoder_group(checkpoint: DecoderCheckpoint, max_seq_len: int, accuracy_lev
         "rope_theta": c.rope.theta,
         "rope_frequencies": [float(frequency) for frequency in c.rope.frequencies(c.head_dim)],
         "rms_eps": c.rms_eps,
-        "onnx": {"file": GRAPH, "data": DATA, "accuracy_level": accuracy_level},
         "token_embeds": {"file": TOKEN_EMBEDS, "dtype": "f16", "shape": [checkpoint.embed_rows, c.hidden]},
     }

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from runtime.tiling import TilingSpec
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_NAME = "manifest.json"
 GRAPH_DATA_SUFFIX = ".data"  # of the file that holds a vision graph's weights, when the graph itself does not
 
@@ -21,6 +21,7 @@ TileMode = Literal["resize", "crop", "pad", "dynamic", "dynamic_s2"]
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 VisionPrecision = Literal["fp32", "fp16", "int8"]
 DecoderKind = Literal["onnx", "cuda"]
+Activations = Literal["f16", "bf16"]
 ImagePlacement = Literal["inline", "first"]
 QuantizationMethod = Literal["rtn", "awq", "gptq", "compressed-tensors"]
 
@@ -198,6 +199,14 @@ class OnnxDecoder:
 
 
 @dataclass(frozen=True, slots=True)
+class T16Decoder:
+    """The CUDA decoder's weights, a safetensors file of T16 tiles; ``activations``: what its kernels compute in."""
+
+    file: str
+    activations: Activations
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEmbeds:
     """The token table, row-major ``[rows, hidden]``, little-endian, without a header; at least ``vocab`` rows."""
 
@@ -211,7 +220,7 @@ class DecoderSection:
     """Shape of the language model and the forms of its weights that the bundle holds.
 
     ``rope_frequencies``: the rotation of a pair of channels per position, in radians, ``head_dim / 2`` of them, scaling
-    included; None in bundles of schema 1, which have them in the graph alone.
+    included. ``onnx`` and ``t16`` are there when ``kinds`` has "onnx" and "cuda".
     """
 
     kinds: Annotated[tuple[DecoderKind, ...], Limits(1, 2)]
@@ -224,9 +233,10 @@ class DecoderSection:
     vocab: Annotated[int, Limits(2, 2**22)]
     max_seq_len: Annotated[int, Limits(1, 2**24)]
     rope_theta: Annotated[float, Limits(1e-3, 1e15)]
-    rope_frequencies: Annotated[tuple[float, ...] | None, Limits(1, 512)]
+    rope_frequencies: Annotated[tuple[float, ...], Limits(1, 512)]
     rms_eps: Annotated[float, Limits(0.0, 1.0)]
     onnx: OnnxDecoder | None
+    t16: T16Decoder | None
     token_embeds: TokenEmbeds
 
 

@@ -25,12 +25,14 @@ def parse_manifest(value: Any) -> Manifest:
     """
     if not isinstance(value, dict):
         raise _wrong("", value, "expected an object")
-    if type(value.get("schema")) is int and value["schema"] == 1:
-        value = _from_schema_1(value)
+    if type(value.get("schema")) is int and value["schema"] == SCHEMA - 1:
+        value = _from_schema_2(value)
     schema = value.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA:
         hint = "update jetson-vlm" if isinstance(schema, int) and schema > SCHEMA else _REBUILD
-        raise BundleError(f"{MANIFEST_NAME}: schema = {schema!r}: this version reads 1 to {SCHEMA}", hint=hint)
+        raise BundleError(
+            f"{MANIFEST_NAME}: schema = {schema!r}: this version reads {SCHEMA - 1} and {SCHEMA}", hint=hint
+        )
     extra = {key: item for key, item in value.items() if isinstance(key, str) and key.startswith("x-")}
     plain = {key: item for key, item in value.items() if key not in extra}
     manifest = _object(Manifest, plain, "", skip=("extra",))
@@ -39,13 +41,13 @@ def parse_manifest(value: Any) -> Manifest:
     return manifest
 
 
-def _from_schema_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 adds the frequencies of RoPE to the decoder."""
+def _from_schema_2(value: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 adds the weights of the CUDA decoder."""
     decoder = value.get("decoder")
     if isinstance(decoder, dict):
-        if "rope_frequencies" in decoder:
-            raise _wrong("decoder.rope_frequencies", decoder["rope_frequencies"], "unknown key in schema 1")
-        decoder = {**decoder, "rope_frequencies": None}
+        if "t16" in decoder:
+            raise _wrong("decoder.t16", decoder["t16"], "unknown key in schema 2")
+        decoder = {**decoder, "t16": None}
     return {**value, "schema": SCHEMA, "decoder": decoder}
 
 
@@ -203,11 +205,13 @@ def _check_decoder(decoder: DecoderSection) -> None:
     if decoder.heads % decoder.kv_heads:
         raise _wrong("decoder.kv_heads", decoder.kv_heads, f"expected a divisor of decoder.heads = {decoder.heads}")
     frequencies = decoder.rope_frequencies
-    if frequencies is not None and (2 * len(frequencies) != decoder.head_dim or min(frequencies) <= 0):
+    if 2 * len(frequencies) != decoder.head_dim or min(frequencies) <= 0:
         expected = f"expected decoder.head_dim / 2 = {decoder.head_dim // 2} positive numbers"
         raise _wrong("decoder.rope_frequencies", frequencies, expected)
-    if "onnx" in decoder.kinds and decoder.onnx is None:
-        raise _wrong("decoder.onnx", None, "expected an object because decoder.kinds names 'onnx'")
+    for kind, key, form in (("onnx", "onnx", decoder.onnx), ("cuda", "t16", decoder.t16)):
+        if (kind in decoder.kinds) != (form is not None):
+            expected = "an object because decoder.kinds names" if form is None else "null because decoder.kinds lacks"
+            raise _wrong(f"decoder.{key}", form, f"expected {expected} {kind!r}")
 
 
 def used_files(manifest: Manifest) -> dict[str, str]:
@@ -221,6 +225,8 @@ def used_files(manifest: Manifest) -> dict[str, str]:
     if manifest.decoder.onnx is not None:
         used["decoder.onnx.file"] = manifest.decoder.onnx.file
         used["decoder.onnx.data"] = manifest.decoder.onnx.data
+    if manifest.decoder.t16 is not None:
+        used["decoder.t16.file"] = manifest.decoder.t16.file
     return used
 
 

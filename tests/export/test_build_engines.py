@@ -138,8 +138,8 @@ def test_dry_run_writes_nothing_and_tells_sizes(
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--decoder", "cuda"], 4, "CUDA"),
-        (["--decoder", "both"], 4, "CUDA"),
+        (["--decoder", "cuda"], 4, "--decoder cuda: head_dim is 32, its kernels take 64 and 128"),
+        (["--decoder", "both"], 4, "--decoder both: head_dim is 32"),
         (["--stage", "plans"], 4, "TensorRT"),
         (["--max-seq-len", "4000"], 4, "max_seq_len"),
         (["--chat-template", "/nowhere.jinja"], 4, "nowhere"),

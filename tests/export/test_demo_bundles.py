@@ -18,7 +18,7 @@ from runtime.tiling import layout_for, s2_matrices
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "runtime" / "demo"
-MAX_BYTES_TOGETHER = 8_000_000
+MAX_BYTES_TOGETHER = 10_000_000
 REFRESH = "run: python scripts/refresh_demo.py"
 
 
@@ -56,13 +56,13 @@ def test_the_outputs_of_the_embedded_vision_graphs_agree(pair: tuple[Bundle, Bun
 
 def test_the_token_table_and_weights_agree_byte_by_byte(pair: tuple[Bundle, Bundle]) -> None:
     embedded, rebuilt = pair
-    for name in ("decoder/decoder.onnx.data", "decoder/token_embeds.bin", "tokenizer.json"):
+    for name in ("decoder/decoder.onnx.data", "decoder/t16.safetensors", "decoder/token_embeds.bin", "tokenizer.json"):
         assert embedded.file(name).read_bytes() == rebuilt.file(name).read_bytes(), f"{name}: {REFRESH}"
 
 
 def test_the_embedded_bundles_are_small() -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file() and path.parent != EMBEDDED]
-    assert len(files) >= 12
+    assert len(files) >= 14
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES_TOGETHER
 
 

@@ -18,9 +18,9 @@ FILES = {
 
 
 def manifest_json() -> dict[str, Any]:
-    """A fresh copy of a manifest of schema 2 as JSON objects."""
+    """A fresh copy of a manifest of schema 3 as JSON objects."""
     return {
-        "schema": 2,
+        "schema": 3,
         "source": {"name": "tiny", "family": "llava", "digest": "0" * 64, "tool": "jetson-vlm 0.1.0"},
         "files": {name: {"bytes": len(data), "sha256": "0" * 64} for name, data in FILES.items()},
         "vision": {
@@ -102,6 +102,7 @@ def manifest_json() -> dict[str, Any]:
             "rope_frequencies": [1.0],
             "rms_eps": 1e-05,
             "onnx": {"file": "decoder/decoder.onnx", "data": "decoder/decoder.onnx.data", "accuracy_level": 4},
+            "t16": None,
             "token_embeds": {"file": "decoder/token_embeds.bin", "dtype": "f16", "shape": [8, 4]},
         },
         "quantization": {"bits": 4, "group_size": 128, "method": "rtn", "digest": "0" * 64, "head_bits": 4},

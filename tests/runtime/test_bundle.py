@@ -60,10 +60,11 @@ def test_manifest_survives_writing_and_reading() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("schema", 3),
+        ("schema", 4),
+        ("schema", 1),
         ("schema", 0),
         ("schema", True),
-        ("schema", "2"),
+        ("schema", "3"),
         ("surprise", 1),
         ("vision.tower.surprise", 1),
         ("prompt.image.surprise", None),
@@ -77,6 +78,7 @@ def test_manifest_survives_writing_and_reading() -> None:
         ("decoder.rope_theta", 10**400),
         ("decoder.rope_theta", "10000"),
         ("decoder.rope_frequencies", ...),
+        ("decoder.rope_frequencies", None),
         ("decoder.rope_frequencies", [1.0, 0.5]),
         ("decoder.rope_frequencies", [0.0]),
         ("decoder.rope_frequencies", []),
@@ -85,6 +87,7 @@ def test_manifest_survives_writing_and_reading() -> None:
         ("decoder.kinds", []),
         ("decoder.kinds", ["tensorrt"]),
         ("decoder.onnx", None),
+        ("decoder.t16", ...),
         ("decoder.kv_heads", 3),
         ("decoder.token_embeds.shape", [7, 4]),
         ("decoder.token_embeds.shape", [8, 5]),
@@ -117,14 +120,53 @@ def test_wrong_value_is_refused_with_its_field(path: str, value: Any) -> None:
     assert refused.value.hint
 
 
-def test_schema_1_is_read_as_a_decoder_without_frequencies() -> None:
-    old = changed("decoder.rope_frequencies", ...)
-    old["schema"] = 1
+def test_schema_2_is_read_as_a_bundle_without_a_cuda_decoder() -> None:
+    old = changed("decoder.t16", ...)
+    old["schema"] = 2
     manifest = parse_manifest(old)
-    assert manifest == parse_manifest(changed("decoder.rope_frequencies", None))
-    assert json.loads(manifest_bytes(manifest))["schema"] == 2
-    with pytest.raises(BundleError, match=r"decoder\.rope_frequencies .* unknown key in schema 1"):
-        parse_manifest({**manifest_json(), "schema": 1})
+    assert manifest == parse_manifest(manifest_json())
+    assert manifest.decoder.t16 is None
+    assert json.loads(manifest_bytes(manifest))["schema"] == 3
+    with pytest.raises(BundleError, match=r"decoder\.t16 .* unknown key in schema 2"):
+        parse_manifest({**manifest_json(), "schema": 2})
+
+
+def cuda_manifest_json(*kinds: str) -> dict[str, Any]:
+    """The example with the weights of a CUDA decoder, and without the graph where "onnx" is not among the kinds."""
+    manifest = manifest_json()
+    manifest["files"]["decoder/t16.safetensors"] = {"bytes": 8, "sha256": "0" * 64}
+    manifest["decoder"] |= {"kinds": list(kinds), "t16": {"file": "decoder/t16.safetensors", "activations": "f16"}}
+    if "onnx" not in kinds:
+        manifest["decoder"]["onnx"] = None
+    return manifest
+
+
+@pytest.mark.parametrize("kinds", [("cuda",), ("onnx", "cuda")])
+def test_weights_of_the_cuda_decoder_stand_alone_or_beside_the_graph(kinds: tuple[str, ...]) -> None:
+    decoder = parse_manifest(cuda_manifest_json(*kinds)).decoder
+    assert decoder.kinds == kinds
+    assert decoder.t16 is not None
+    assert (decoder.t16.file, decoder.t16.activations) == ("decoder/t16.safetensors", "f16")
+    assert (decoder.onnx is not None) == ("onnx" in kinds)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"kinds": ["onnx"]}, "decoder.t16"),
+        ({"kinds": ["cuda"]}, "decoder.onnx"),
+        ({"t16": None}, "decoder.t16"),
+        ({"t16": {"file": "other.safetensors", "activations": "f16"}}, "decoder.t16.file"),
+        ({"t16": {"file": "decoder/t16.safetensors", "activations": "f32"}}, "decoder.t16.activations"),
+        ({"t16": {"file": "decoder/t16.safetensors"}}, "decoder.t16.activations"),
+    ],
+)
+def test_forms_that_contradict_the_kinds_are_refused(change: dict[str, Any], named: str) -> None:
+    manifest = cuda_manifest_json("onnx", "cuda")
+    manifest["decoder"] |= change
+    with pytest.raises(BundleError) as refused:
+        parse_manifest(manifest)
+    assert named in refused.value.message
 
 
 @pytest.mark.parametrize("place", ["x-note", "vision.x-note", "prompt.image.x-note"])

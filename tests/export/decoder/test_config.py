@@ -69,7 +69,7 @@ def test_llavas_own_layout_has_the_decoder_at_the_top() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_dim": 40}, "head_dim is 40, the ONNX decoder needs a multiple of 16"),
+        ({"head_dim": 40}, "head_dim is 40, expected a multiple of 16"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "RoPE of the type yarn"),
         ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
