@@ -91,7 +91,8 @@ def _symbols(parts: Mapping[str, Section]) -> list[str]:
 def _attribute(parts: Mapping[str, Section], names: list[str], wanted: int) -> dict[str, int]:
     """One number per kernel of the section that speaks of all of them: pairs (symbol, value)."""
     found = {}
-    for attribute, value in _attributes(parts[".nv.info"].data):
+    info = parts.get(".nv.info")  # not there when the cubin has no kernel
+    for attribute, value in _attributes(info.data if info else b""):
         if attribute == wanted and len(value) == 8:
             symbol, number = struct.unpack("<II", value)
             found[names[symbol]] = number
