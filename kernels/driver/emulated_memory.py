@@ -45,13 +45,8 @@ class EmulatedMemory:
         if nbytes < 1:
             raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
         free = self.total_bytes - self.used_bytes
-        address = ctypes.c_void_p()
-        # The exact size, so that an address sanitizer sees the first byte beyond it.
-        if (
-            (counted and nbytes > free)
-            or _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, nbytes)
-            or address.value is None
-        ):
+        start = 0 if counted and nbytes > free else _host_block(nbytes)
+        if start == 0:
             raise OutOfMemoryError(
                 f"{nbytes} bytes of device memory were asked for, {free} of {self.total_bytes} are free",
                 requested=nbytes,
