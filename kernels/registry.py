@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kernels.kernel import Kernel
+from kernels.launch import embed, norm
 
-FAMILIES: tuple[tuple[Kernel, ...], ...] = ()
+FAMILIES: tuple[tuple[Kernel, ...], ...] = (
+    embed.KERNELS,
+    norm.KERNELS,
+)
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType({kernel.symbol: kernel for family in FAMILIES for kernel in family})
 SOURCES: Mapping[str, str] = MappingProxyType(
