@@ -23,13 +23,13 @@ DECODE_STATE = np.dtype(
 )
 SAMPLE_PARAMS = np.dtype(
     [
+        ("top_p", "<f8"),
+        ("min_p", "<f8"),
+        ("seed", "<u8"),
         ("temperature", "<f4"),
-        ("top_p", "<f4"),
-        ("min_p", "<f4"),
         ("repetition_penalty", "<f4"),
         ("top_k", "<i4"),
         ("reserved", "<i4"),
-        ("seed", "<u8"),
     ]
 )
 RING_ENTRY = np.dtype([("token", "<i4"), ("logprob", "<f4"), ("sequence", "<i4"), ("status", "<i4")])

@@ -20,14 +20,14 @@ struct DecodeState {
   int token[MAX_STEP_TOKENS];  // ids that this step embeds; a sampler leaves the next one in token[0]
 };
 
-struct SampleParams {
-  float temperature;         // above 0
-  float top_p;               // 1: off
-  float min_p;               // 0: off
+struct SampleParams {        // probabilities in double, as the host has them: a filter keeps the same tokens on both
+  double top_p;              // 1: off
+  double min_p;              // 0: off
+  unsigned long long seed;
+  float temperature;         // 0: the best token after the penalty
   float repetition_penalty;  // 1: off
   int top_k;                 // 0: off
   int reserved;
-  unsigned long long seed;
 };
 
 struct RingEntry {  // host-mapped; entry step % capacity
