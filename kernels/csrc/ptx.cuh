@@ -31,7 +31,7 @@ inline void cp_async_wait() {
   emulator::async_wait(N);
 }
 #define ldmatrix_x4(r, p) emulator::ldmatrix_x4(r, p, false, __FILE__, __LINE__)
-#define ldmatrix_x4_trans(r, p) emulator::ldmatrix_x4(r, p, true, __FILE__, __LINE__)
+#define ldmatrix_x4_trans(r, p) (emulator::ldmatrix_x4)(r, p, true, __FILE__, __LINE__)  // not the macro above
 #define mma_f16(c, a, b) emulator::mma_16816<__half>(c, a, b, __FILE__, __LINE__)
 #define mma_bf16(c, a, b) emulator::mma_16816<__nv_bfloat16>(c, a, b, __FILE__, __LINE__)
 inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
