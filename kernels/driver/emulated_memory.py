@@ -1,6 +1,6 @@
 """The emulator's device memory: blocks of host memory, counted against a limit and watched for stale addresses.
 
-A freed block is filled with 0xFF and kept for a while before the C library has it back, so that its addresses are
+A freed block is filled with 0xFF and kept for a while before the system has it back, so that its addresses are
 recognised as stale and a kernel that follows one in a table reads NaN instead of another array's values.
 """
 
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right, insort
-from collections import deque
+from collections import OrderedDict
 
+from kernels.emulator import allocate, release
 from kernels.errors import ArrayError, DeviceError, OutOfMemoryError
 
-ALIGNMENT = 256
-FRESH = 0xFF  # NaN in every floating-point type, -1 in every integer
+FREED = 0xFF  # NaN in every floating-point type, -1 in every integer
 KEPT_BYTES = 32 << 20
 INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
-
-_libc = ctypes.CDLL(None)
-_libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
-_libc.free.argtypes = (ctypes.c_void_p,)
-_libc.free.restype = None
 
 
 class EmulatedMemory:
@@ -30,12 +25,11 @@ class EmulatedMemory:
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.used_bytes = 0
-        self._counted: set[int] = set()
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
-        self._freed: dict[int, int] = {}
-        self._kept: deque[int] = deque()
-        self._kept_bytes = 0
+        self._counted: set[int] = set()
+        self._freed: OrderedDict[int, int] = OrderedDict()
+        self._freed_bytes = 0
 
     def alloc(self, nbytes: int, *, counted: bool = True) -> int:
         """Address of ``nbytes`` fresh bytes. Raises ArrayError below one byte, OutOfMemoryError above what is left.
@@ -45,15 +39,14 @@ class EmulatedMemory:
         if nbytes < 1:
             raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
         free = self.total_bytes - self.used_bytes
-        start = 0 if counted and nbytes > free else _host_block(nbytes)
-        if start == 0:
+        if counted and nbytes > free:
             raise OutOfMemoryError(
                 f"{nbytes} bytes of device memory were asked for, {free} of {self.total_bytes} are free",
                 requested=nbytes,
                 call="cuMemAlloc",
                 code=OUT_OF_MEMORY,
             )
-        ctypes.memset(start, FRESH, nbytes)
+        start = allocate(nbytes)
         insort(self._starts, start)
         self._sizes[start] = nbytes
         if counted:
@@ -68,11 +61,10 @@ class EmulatedMemory:
         if start in self._counted:
             self.used_bytes -= nbytes
             self._counted.remove(start)
-        ctypes.memset(start, FRESH, nbytes)
+        ctypes.memset(start, FREED, nbytes)
         self._freed[start] = nbytes
-        self._kept.append(start)
-        self._kept_bytes += nbytes
-        while self._kept_bytes > KEPT_BYTES:
+        self._freed_bytes += nbytes
+        while self._freed_bytes > KEPT_BYTES:
             self._release_oldest()
 
     def check(self, what: str, address: int, nbytes: int = 1) -> None:
@@ -86,31 +78,26 @@ class EmulatedMemory:
         if at >= 0:
             start = self._starts[at]
             offset, size = address - start, self._sizes[start]
-            if offset < size and offset + nbytes > size:
-                raise DeviceError(
-                    f"{what} reaches {offset + nbytes - size} bytes beyond its allocation of {size} bytes",
-                    call="check",
-                    code=INVALID_VALUE,
-                )
+            if offset < size:
+                if offset + nbytes > size:
+                    raise DeviceError(
+                        f"{what} reaches {offset + nbytes - size} bytes beyond its allocation of {size} bytes",
+                        call="check",
+                        code=INVALID_VALUE,
+                    )
+                return
         for start, size in self._freed.items():
             if start <= address < start + size:
                 raise DeviceError(f"{what} points into {size} bytes that were freed", call="check", code=INVALID_VALUE)
 
     def close(self) -> None:
-        """Give everything back to the C library."""
+        """Give everything back to the system."""
         for start in list(self._starts):
             self.free(start)
-        while self._kept:
+        while self._freed:
             self._release_oldest()
 
     def _release_oldest(self) -> None:
-        start = self._kept.popleft()
-        self._kept_bytes -= self._freed.pop(start)
-        _libc.free(start)
-
-
-def _host_block(nbytes: int) -> int:
-    """Address of a block of exactly this size (an address sanitizer sees the first byte beyond it), 0 without one."""
-    address = ctypes.c_void_p()
-    failed = _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, nbytes)
-    return 0 if failed else address.value or 0
+        start, nbytes = self._freed.popitem(last=False)
+        self._freed_bytes -= nbytes
+        release(start, nbytes)

@@ -25,13 +25,14 @@ from kernels.driver.arguments import (
     check_target,
     checked_arguments,
 )
-from kernels.driver.emulated_memory import EmulatedMemory
+from kernels.driver.emulated_memory import INVALID_VALUE, EmulatedMemory
 from kernels.driver.handles import Handle, Handles
 from kernels.driver.protocol import Capture, Dim3, Event, Image, Stream
 from kernels.errors import DeviceError, ImageError, StickyError
 
 SHARED_LIMIT_BYTES = 163 * 1024  # of a block on sm 8.7
 TOTAL_BYTES = 8 << 30
+KERNEL_FAILED = 1  # what emulator_launch returns for a kernel that broke a rule; other codes: never started
 LAUNCH_FAILED = 719
 CAPTURE_UNSUPPORTED = 900
 CAPTURE_INVALIDATED = 901
@@ -160,8 +161,15 @@ class EmulatorModule(Handle):
         self.path = Path(image)
         try:
             self.library = ctypes.CDLL(str(self.path))
-            self.library.cuemu_error.restype = ctypes.c_char_p
-            self.library.cuemu_launch.argtypes = (ctypes.c_char_p, *(ctypes.c_uint,) * 7, ctypes.c_void_p)
+            self.library.emulator_error.restype = ctypes.c_char_p
+            self.library.emulator_parameters.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+            self.library.emulator_launch.argtypes = (
+                ctypes.c_char_p,
+                *(ctypes.c_uint,) * 7,
+                ctypes.c_void_p,
+                ctypes.c_int,
+                ctypes.c_void_p,
+            )
         except (OSError, AttributeError) as error:
             raise ImageError(
                 f"{self.path} is no library of emulated kernels: {error}", hint="python -m kernels.emulator"
@@ -170,7 +178,7 @@ class EmulatorModule(Handle):
 
     def function(self, name: str) -> EmulatorFunction:
         self.require_open()
-        if not self.library.cuemu_has(name.encode()):
+        if self.library.emulator_parameters(name.encode(), None, 0) < 0:
             raise ImageError(f"{self.path.name} has no kernel named {name}")
         return EmulatorFunction(self, name)
 
@@ -203,16 +211,20 @@ class EmulatorFunction:
         emulated(stream, EmulatorStream).enqueue(lambda: self._run(grid, block, shared_bytes, values))
 
     def _run(self, grid: Dim3, block: Dim3, shared_bytes: int, values: tuple[Any, ...]) -> None:
-        params = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-        library = self._module.library
-        if library.cuemu_launch(self._name.encode(), *grid, *block, shared_bytes, params):
-            error = StickyError(
-                f"{self._name}: {library.cuemu_error().decode(errors='replace')}",
-                call="cuLaunchKernel",
-                code=LAUNCH_FAILED,
-            )
-            self._module.device.handles.lost = error
-            raise error
+        library, count = self._module.library, len(values)
+        params = (ctypes.c_void_p * count)(*[ctypes.addressof(value) for value in values])
+        sizes = (ctypes.c_uint * count)(*[ctypes.sizeof(value) for value in values])
+        code = library.emulator_launch(self._name.encode(), *grid, *block, shared_bytes, params, count, sizes)
+        if code == 0:
+            return
+        message = library.emulator_error().decode(errors="replace")
+        if self._name not in message:
+            message = f"{self._name}: {message}"
+        if code != KERNEL_FAILED:
+            raise DeviceError(message, call="cuLaunchKernel", code=INVALID_VALUE)
+        error = StickyError(message, call="cuLaunchKernel", code=LAUNCH_FAILED)
+        self._module.device.handles.lost = error
+        raise error
 
 
 class EmulatorGraph(Handle):
