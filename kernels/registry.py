@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kernels.kernel import Kernel
-from kernels.launch import embed, norm
+from kernels.launch import attention, embed, kv, norm, sample
 
 FAMILIES: tuple[tuple[Kernel, ...], ...] = (
+    attention.KERNELS,
     embed.KERNELS,
+    kv.KERNELS,
     norm.KERNELS,
+    sample.KERNELS,
 )
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType({kernel.symbol: kernel for family in FAMILIES for kernel in family})

@@ -1,0 +1,148 @@
+// What decode and prefill attention share: query rows, tiles of keys and values in shared memory, and the two products.
+#pragma once
+#include "element.cuh"
+#include "kv.cuh"
+#include "ptx.cuh"
+
+constexpr int ATTN_KEYS = 64;      // positions in one tile of keys or values
+constexpr int ATTN_THREADS = 128;  // four warps
+
+// Query rows of one KV head, so that keys and values are read once for all query heads that share them:
+// row r is token r / ratio, query head first_head + r % ratio.
+struct QueryRows {
+  int tokens, heads, ratio, first_head;
+  __device__ __forceinline__ int count() const { return tokens * ratio; }
+  __device__ __forceinline__ int token(int r) const { return r / ratio; }
+  // Index in [tokens][heads].
+  __device__ __forceinline__ size_t index(int r) const {
+    return static_cast<size_t>(r / ratio) * heads + first_head + r % ratio;
+  }
+};
+
+__device__ __forceinline__ QueryRows query_rows(int tokens, int heads, int kv_heads, int kv_head) {
+  const int ratio = heads / kv_heads;
+  return {tokens, heads, ratio, kv_head * ratio};
+}
+
+// log2(e) / sqrt(D): scores are kept in base 2.
+template <int D>
+__device__ __forceinline__ constexpr float score_scale() {
+  static_assert(D == 64 || D == 128, "heads of 64 or 128");
+  return D == 64 ? 0.18033688f : 0.12751741f;
+}
+
+// Tiles hold rows of D 16-bit elements in chunks of 16 bytes. Chunk c of row r lies at c ^ (r & 7): the same chunk of
+// eight neighbouring rows, which ldmatrix reads at once, lies in eight different groups of banks.
+template <int D>
+__device__ __forceinline__ int tile_chunk(int row, int c) {
+  return row * (D / 8) + (c ^ (row & 7));
+}
+
+// Starts copying ATTN_KEYS rows; rows from `valid` (at least 1) on become zero and are not read: what lies behind the
+// last position may be anything, and 0 * NaN would reach the sum.
+template <int D>
+__device__ __forceinline__ void copy_tile(uint4* tile, const uint4* source, int valid) {
+#pragma unroll
+  for (int i = threadIdx.x; i < ATTN_KEYS * (D / 8); i += ATTN_THREADS) {
+    const int row = i / (D / 8);
+    cp_async16(tile + tile_chunk<D>(row, i % (D / 8)), source + (row < valid ? i : 0), row < valid);
+  }
+}
+
+// Starts copying `count` query rows from row `first` on; rows beyond the last become zero.
+template <int D>
+__device__ __forceinline__ void copy_queries(uint4* tile, const uint4* q, const QueryRows& rows, int first, int count) {
+  for (int i = threadIdx.x; i < count * (D / 8); i += ATTN_THREADS) {
+    const int row = i / (D / 8), c = i % (D / 8);
+    const bool valid = first + row < rows.count();
+    cp_async16(tile + tile_chunk<D>(row, c), q + (valid ? rows.index(first + row) * (D / 8) + c : 0), valid);
+  }
+}
+
+// 16 int8 values as floats, exactly, times scale, rounded to T. A byte b + 128 put below the exponent of 2^23 is the
+// float 2^23 + 128 + b.
+template <typename T>
+__device__ __forceinline__ void widen(uint4 (&out)[2], const uint4& raw, float scale) {
+  const uint32_t words[4] = {raw.x ^ 0x80808080u, raw.y ^ 0x80808080u, raw.z ^ 0x80808080u, raw.w ^ 0x80808080u};
+  uint32_t pairs[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const uint32_t word = words[i / 2];
+    const float first = __uint_as_float(__byte_perm(word, 0x4B000000u, i % 2 ? 0x7652 : 0x7650)) - 8388736.f;
+    const float second = __uint_as_float(__byte_perm(word, 0x4B000000u, i % 2 ? 0x7653 : 0x7651)) - 8388736.f;
+    pairs[i] = Element<T>::pack(first * scale, second * scale);
+  }
+  out[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  out[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
+// A tile of int8 rows on its way through registers: fetched early, stored (widened) when the shared tile is free.
+template <int D>
+struct Int8Tile {
+  static constexpr int CHUNKS = ATTN_KEYS * (D / 16) / ATTN_THREADS;  // of 16 values, per thread
+  uint4 raw[CHUNKS];
+
+  // Rows from `valid` on are zero.
+  __device__ __forceinline__ void fetch(const uint4* source, int valid) {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      const int at = threadIdx.x + i * ATTN_THREADS;
+      raw[i] = at / (D / 16) < valid ? __ldg(source + at) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  // Row r times scales[r]; the integers themselves where there are no scales.
+  template <typename T>
+  __device__ __forceinline__ void store(uint4* tile, const float* scales) const {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      const int at = threadIdx.x + i * ATTN_THREADS, row = at / (D / 16), c = at % (D / 16);
+      uint4 wide[2];
+      widen<T>(wide, raw[i], scales ? scales[row] : 1.f);
+      tile[tile_chunk<D>(row, 2 * c)] = wide[0];
+      tile[tile_chunk<D>(row, 2 * c + 1)] = wide[1];
+    }
+  }
+};
+
+// Scales of ATTN_KEYS int8 rows as floats, one thread each; 0 from `valid` on.
+template <int D>
+__device__ __forceinline__ void load_scales(float* scales, const KvTables& kv, const unsigned long long* table,
+                                            int slot, int head, int base, int valid) {
+  const int t = threadIdx.x;
+  if (t >= ATTN_KEYS) return;
+  const half* source = kv_scales<D>(kv, table, slot) + kv_offset<1>(kv, head, base);
+  scales[t] = t < valid ? __half2float(source[t]) : 0.f;
+}
+
+// Scores of 16 query rows from `row` on against 8 * N keys from `key` on: s += Q K^T, in the mma's accumulator layout.
+template <typename T, int D, int N>
+__device__ __forceinline__ void add_scores(float (&s)[N][4], const uint4* q_tile, int row, const uint4* k_tile,
+                                           int key) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int d = 0; d < D / 8; d += 2) {
+    uint32_t a[4], b[4];
+    ldmatrix_x4(a, q_tile + tile_chunk<D>(row + (lane & 15), d + (lane >> 4)));
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      ldmatrix_x4(b, k_tile + tile_chunk<D>(key + 8 * n + (lane & 7) + (lane >> 4) * 8, d + ((lane >> 3) & 1)));
+      Element<T>::mma(s[n], a, {b[0], b[1]});
+      Element<T>::mma(s[n + 1], a, {b[2], b[3]});
+    }
+  }
+}
+
+// acc += P V for 16 keys from `key` on and 8 * N dimensions from chunk `c` on; p is an mma A operand.
+template <typename T, int D, int N>
+__device__ __forceinline__ void add_values(float (&acc)[N][4], const uint32_t (&p)[4], const uint4* v_tile, int key,
+                                           int c) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int n = 0; n < N; n += 2) {
+    uint32_t b[4];
+    ldmatrix_x4_trans(b, v_tile + tile_chunk<D>(key + (lane & 15), c + n + (lane >> 4)));
+    Element<T>::mma(acc[n], p, {b[0], b[1]});
+    Element<T>::mma(acc[n + 1], p, {b[2], b[3]});
+  }
+}
