@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kernels.kernel import Kernel
-from kernels.launch import attention, embed, kv, norm, sample
+from kernels.launch import attention, embed, gemv, head, kv, norm, sample
 
 FAMILIES: tuple[tuple[Kernel, ...], ...] = (
     attention.KERNELS,
     embed.KERNELS,
+    gemv.KERNELS,
+    head.KERNELS,
     kv.KERNELS,
     norm.KERNELS,
     sample.KERNELS,

@@ -8,11 +8,13 @@
 //
 //   nibble  0        1        2        3        4        5        6        7
 //   row     g        g+8      g        g+8      g        g+8      g        g+8
-//   input   c        c        c+2      c+2      c+1      c+1      c+3      c+3      c = 64b + 32(s/2) + 8q + 4(s%2)
+//   input   c        c        c+2      c+2      c+1      c+1      c+3      c+3
 //
-// The inputs that one mma sums are ours to name, so c is chosen for the activations: lane q needs inputs 64b + 8q ..
-// 64b + 8q + 7 for words 0 and 1, and 32 further for words 2 and 3: two loads of 16 bytes and no permutation. Words 0, 1
-// are inputs 0..31 of the tile and 2, 3 are 32..63, so that groups of 32 are scaled between them.
+// with c = 64b + 32(s/2) + 8q + 4(s%2) in tile b of a row of tiles.
+//
+// Which inputs one mma sums is ours to choose, and c is chosen for the activations: lane q needs inputs 64b + 8q to
+// 64b + 8q + 7 for words 0 and 1, and 32 further for words 2 and 3: two loads of 16 bytes and no permutation. Words 0
+// and 1 are inputs 0..31 of the tile, 2 and 3 are 32..63, so that groups of 32 are scaled between them.
 //
 // t16_dequantize gives f[0..3] = rows g, g+8, g, g+8 with inputs (c, c+1), (c, c+1), (c+2, c+3), (c+2, c+3). As the m16
 // operand of an mma they are a[0..3]; as n8 operands {f[0], f[2]} is row g and {f[1], f[3]} is row g+8. The other
