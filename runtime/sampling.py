@@ -11,6 +11,7 @@ import math
 import numbers
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,19 @@ def check_params(params: GenerationParams) -> None:
     if params.seed is not None:
         _check_integer("seed", params.seed, low=0, high=MAX_SEED)
     _check_stop(params.stop)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """What the draws of an answer depend on besides the logits, for a decoder that chooses tokens on its device.
+
+    ``step``: number of the next draw. ``seen`` bool [V]: tokens that the repetition penalty concerns; None: no penalty.
+    """
+
+    params: GenerationParams
+    seed: int
+    step: int
+    seen: npt.NDArray[np.bool_] | None
 
 
 class Sampler:
@@ -75,6 +89,10 @@ class Sampler:
             self._seen[token_id] = True
         log_total = math.log(float(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
         return token_id, float(logits[token_id]) - peak - log_total
+
+    def draws(self) -> Draws:
+        """Where this answer's draws stand; a later `sample` does not change it."""
+        return Draws(self._params, self._seed, self._step, None if self._seen is None else self._seen.copy())
 
     def filtered(self, logits: Logits, allowed: Allowed | None = None) -> Logits:
         """The scores f32 [V] that the next draw uses; tokens that cannot come are -inf."""
@@ -140,9 +158,11 @@ def _top_p(scores: Logits, top_p: float) -> Logits:
         before = np.cumsum(weights[best]) - weights[best]
         if before[-1] >= target or count == len(scores):
             break
-    keep = best[before < target]
-    result = np.full_like(scores, -np.inf)
-    result[keep] = scores[keep]
+    keep = scores[best[before < target]]
+    # Of equal scores the lowest ids, as kernels/csrc/sample.cu has it: a partition leaves their order to chance.
+    edge = keep[-1]
+    result = np.where(scores > edge, scores, np.float32(-np.inf))
+    result[np.flatnonzero(scores == edge)[: np.count_nonzero(keep == edge)]] = edge
     return result
 
 
