@@ -32,6 +32,13 @@ EXTRAS = {
     "cuda13": ["cuda-bindings>=13,<14"],
     "pycuda": ["pycuda>=2024.1"],
     "video": ["opencv-python-headless>=4.8"],
+    # Compiling the kernels ahead of time (python -m kernels.build): cubins of 12.6 load on JetPack 6 and 7.
+    "compile": [
+        "nvidia-cuda-nvrtc-cu12==12.6.85",
+        "nvidia-cuda-runtime-cu12==12.6.77",
+        "nvidia-cuda-nvrtc==13.0.88",
+        "nvidia-cuda-runtime==13.0.96",
+    ],
     # Development.
     "test": ["pytest>=8", "pytest-randomly>=3.15", "hypothesis>=6.100", "setuptools>=77"],
     "dev": [
@@ -74,7 +81,7 @@ if __name__ == "__main__":
         license_files=["LICENSE"],
         python_requires=">=3.10,<3.14",
         packages=packages(),
-        package_data={"runtime": ["py.typed", "demo/**"], "kernels": ["py.typed"], "export": ["py.typed"]},
+        package_data={"runtime": ["py.typed", "demo/**"], "kernels": ["py.typed", "csrc/*", "emulator/include/*", "emulator/*.json", "images/**", "nvrtc/*.json", "selftest/*.json"], "export": ["py.typed"]},
         install_requires=REQUIRES,
         extras_require=EXTRAS,
         entry_points={

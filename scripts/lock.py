@@ -39,6 +39,7 @@ def sets() -> dict[str, list[str]]:
         "trace": export + TORCH_NEEDS,
         "test": extras["test"],
         "check": extras["dev"],
+        "compile": [*extras["compile"], *extras["cuda13"]],
     }
 
 
