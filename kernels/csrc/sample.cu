@@ -73,7 +73,7 @@ __device__ __forceinline__ void advance_state(DecodeState* state, int token, int
 
 //   partials HeadPartial [tiles][tokens]      ring RingEntry [capacity]
 // Each of the step's tokens gets its own entry; the last one's choice is the next token.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
+extern "C" __global__ void __launch_bounds__(RANK_THREADS, 1)
     sample_greedy(const HeadPartial* partials, int tiles, int tokens, DecodeState* state, RingEntry* ring, int capacity,
                   int positions) {
   __shared__ uint64_t of_warp[RANK_WARPS];
@@ -189,7 +189,7 @@ __device__ __forceinline__ int draw(const Row& row, const SampleParams& params, 
 
 //   logits f32 [vocab]      seen u32 [ceil(vocab / 32)], the chosen token's bit is set      depths u32 [vocab]: scratch
 // Order: repetition penalty, temperature (0: the best token), top-k, top-p, min-p, draw with counter state->step.
-extern "C" __global__ void __launch_bounds__(RANK_THREADS)
+extern "C" __global__ void __launch_bounds__(RANK_THREADS, 1)
     sample_filtered(const float* logits, int vocab, const SampleParams* parameters, uint32_t* seen, DecodeState* state,
                     RingEntry* ring, int capacity, uint32_t* depths, int positions) {
   __shared__ RankScratch scratch;
