@@ -85,7 +85,8 @@ def filled_cache(
     """A cache with keys and values [kv_heads, T, D] in the first rows of ``slot``; everything else is 0xFF."""
     kv_heads, length, head_dim = keys.shape
     cache = empty_cache(bench, kv_heads, head_dim, capacity, dtype, slots=slots, staged=staged)
-    for side, rows in (("keys", keys), ("values", values)):
+    sides: tuple[tuple[Side, npt.NDArray[Any]], ...] = (("keys", keys), ("values", values))
+    for side, rows in sides:
         image = np.full(slot_bytes(kv_heads, head_dim, capacity, dtype), 0xFF, np.uint8)
         itemsize = 1 if dtype == "i8" else 2
         data = image[: kv_heads * capacity * head_dim * itemsize].reshape(kv_heads, capacity, head_dim * itemsize)

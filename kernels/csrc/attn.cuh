@@ -40,22 +40,22 @@ __device__ __forceinline__ int tile_chunk(int row, int c) {
 
 // Starts copying ATTN_KEYS rows; rows from `valid` (at least 1) on become zero and are not read: what lies behind the
 // last position may be anything, and 0 * NaN would reach the sum.
-template <int D>
-__device__ __forceinline__ void copy_tile(uint4* tile, const uint4* source, int valid) {
+template <int D, typename T>
+__device__ __forceinline__ void copy_tile(uint4* tile, const T* source, int valid) {
 #pragma unroll
   for (int i = threadIdx.x; i < ATTN_KEYS * (D / 8); i += ATTN_THREADS) {
     const int row = i / (D / 8);
-    cp_async16(tile + tile_chunk<D>(row, i % (D / 8)), source + (row < valid ? i : 0), row < valid);
+    cp_async16(tile + tile_chunk<D>(row, i % (D / 8)), source + (row < valid ? i * 8 : 0), row < valid);
   }
 }
 
 // Starts copying `count` query rows from row `first` on; rows beyond the last become zero.
-template <int D>
-__device__ __forceinline__ void copy_queries(uint4* tile, const uint4* q, const QueryRows& rows, int first, int count) {
+template <int D, typename T>
+__device__ __forceinline__ void copy_queries(uint4* tile, const T* q, const QueryRows& rows, int first, int count) {
   for (int i = threadIdx.x; i < count * (D / 8); i += ATTN_THREADS) {
     const int row = i / (D / 8), c = i % (D / 8);
     const bool valid = first + row < rows.count();
-    cp_async16(tile + tile_chunk<D>(row, c), q + (valid ? rows.index(first + row) * (D / 8) + c : 0), valid);
+    cp_async16(tile + tile_chunk<D>(row, c), q + (valid ? rows.index(first + row) * D + c * 8 : 0), valid);
   }
 }
 
@@ -81,39 +81,52 @@ template <int D>
 struct Int8Tile {
   static constexpr int CHUNKS = ATTN_KEYS * (D / 16) / ATTN_THREADS;  // of 16 values, per thread
   uint4 raw[CHUNKS];
+  float scale[CHUNKS];
 
-  // Rows from `valid` on are zero.
-  __device__ __forceinline__ void fetch(const uint4* source, int valid) {
+  // Row r is to be times scales[r]; without scales it stays integers. Rows from `valid` on are zero and not read.
+  __device__ __forceinline__ void fetch(const int8_t* rows, const half* scales, int valid) {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
-      const int at = threadIdx.x + i * ATTN_THREADS;
-      raw[i] = at / (D / 16) < valid ? __ldg(source + at) : make_uint4(0, 0, 0, 0);
+      const int at = threadIdx.x + i * ATTN_THREADS, row = at / (D / 16);
+      raw[i] = row < valid ? __ldg(reinterpret_cast<const uint4*>(rows) + at) : make_uint4(0, 0, 0, 0);
+      scale[i] = scales && row < valid ? __half2float(scales[row]) : 1.f;
     }
   }
 
-  // Row r times scales[r]; the integers themselves where there are no scales.
   template <typename T>
-  __device__ __forceinline__ void store(uint4* tile, const float* scales) const {
+  __device__ __forceinline__ void store(uint4* tile) const {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       const int at = threadIdx.x + i * ATTN_THREADS, row = at / (D / 16), c = at % (D / 16);
       uint4 wide[2];
-      widen<T>(wide, raw[i], scales ? scales[row] : 1.f);
+      widen<T>(wide, raw[i], scale[i]);
       tile[tile_chunk<D>(row, 2 * c)] = wide[0];
       tile[tile_chunk<D>(row, 2 * c + 1)] = wide[1];
     }
   }
 };
 
-// Scales of ATTN_KEYS int8 rows as floats, one thread each; 0 from `valid` on.
+// Keys, their scales (which go to the scores) and values of ATTN_KEYS positions of an int8 cache.
 template <int D>
-__device__ __forceinline__ void load_scales(float* scales, const KvTables& kv, const unsigned long long* table,
-                                            int slot, int head, int base, int valid) {
-  const int t = threadIdx.x;
-  if (t >= ATTN_KEYS) return;
-  const half* source = kv_scales<D>(kv, table, slot) + kv_offset<1>(kv, head, base);
-  scales[t] = t < valid ? __half2float(source[t]) : 0.f;
-}
+struct Int8Positions {
+  Int8Tile<D> k, v;
+  float k_scale;  // of the thread's own position
+
+  __device__ __forceinline__ void fetch(const KvTables& kv, int slot, int head, int base, int valid) {
+    const size_t at = kv_offset<D>(kv, head, base), scale_at = kv_offset<1>(kv, head, base);
+    const half* k_scales = kv_scales<D>(kv, kv.keys, slot) + scale_at;
+    k.fetch(kv_base<const int8_t>(kv.keys, slot) + at, nullptr, valid);
+    v.fetch(kv_base<const int8_t>(kv.values, slot) + at, kv_scales<D>(kv, kv.values, slot) + scale_at, valid);
+    k_scale = threadIdx.x < min(valid, ATTN_KEYS) ? __half2float(k_scales[threadIdx.x]) : 0.f;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void store(uint4* k_tile, uint4* v_tile, float* k_scales) const {
+    k.template store<T>(k_tile);
+    v.template store<T>(v_tile);
+    if (threadIdx.x < ATTN_KEYS) k_scales[threadIdx.x] = k_scale;
+  }
+};
 
 // Scores of 16 query rows from `row` on against 8 * N keys from `key` on: s += Q K^T, in the mma's accumulator layout.
 template <typename T, int D, int N>

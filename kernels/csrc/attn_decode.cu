@@ -18,9 +18,9 @@ constexpr int WARP_KEYS = ATTN_KEYS / WARPS;
 // Shared memory of a block.
 template <int D>
 struct SplitTiles {
-  uint4 *q, *k, *v, *p;        // p: [ROWS][ATTN_KEYS] weights, laid out as a tile of 64 columns
-  float *max, *sum;            // [WARPS][ROWS]
-  float *k_scales, *v_scales;  // [ATTN_KEYS], for int8 alone
+  uint4 *q, *k, *v, *p;  // p: [ROWS][ATTN_KEYS] weights, laid out as a tile of 64 columns
+  float *max, *sum;      // [WARPS][ROWS]
+  float* k_scales;       // [ATTN_KEYS], for int8 alone
 
   __device__ __forceinline__ SplitTiles(uint4* shared, int query_rows) {
     q = shared;
@@ -30,7 +30,6 @@ struct SplitTiles {
     max = reinterpret_cast<float*>(p + ROWS * (ATTN_KEYS / 8));
     sum = max + WARPS * ROWS;
     k_scales = sum + WARPS * ROWS;
-    v_scales = k_scales + ATTN_KEYS;
   }
 };
 
@@ -55,21 +54,16 @@ template <typename T, int D, bool INT8>
 __device__ __forceinline__ void load_split(const SplitTiles<D>& tiles, const KvTables& kv, int slot, int base,
                                            int valid) {
   const int head = blockIdx.y;
-  const size_t at = kv_offset<D>(kv, head, base);
   if constexpr (INT8) {
     cp_async_commit();
-    Int8Tile<D> k, v;
-    k.fetch(reinterpret_cast<const uint4*>(kv_base<int8_t>(kv.keys, slot) + at), valid);
-    v.fetch(reinterpret_cast<const uint4*>(kv_base<int8_t>(kv.values, slot) + at), valid);
-    load_scales<D>(tiles.k_scales, kv, kv.keys, slot, head, base, valid);
-    load_scales<D>(tiles.v_scales, kv, kv.values, slot, head, base, valid);
-    k.template store<T>(tiles.k, nullptr);
-    __syncthreads();  // the scales are there
-    v.template store<T>(tiles.v, tiles.v_scales);
+    Int8Positions<D> positions;
+    positions.fetch(kv, slot, head, base, valid);
+    positions.template store<T>(tiles.k, tiles.v, tiles.k_scales);
   } else {
-    copy_tile<D>(tiles.k, reinterpret_cast<const uint4*>(kv_base<T>(kv.keys, slot) + at), valid);
+    const size_t at = kv_offset<D>(kv, head, base);
+    copy_tile<D>(tiles.k, kv_base<const T>(kv.keys, slot) + at, valid);
     cp_async_commit();
-    copy_tile<D>(tiles.v, reinterpret_cast<const uint4*>(kv_base<T>(kv.values, slot) + at), valid);
+    copy_tile<D>(tiles.v, kv_base<const T>(kv.values, slot) + at, valid);
   }
   cp_async_commit();
 }
@@ -177,7 +171,7 @@ __device__ __forceinline__ void split_body(const T* q, const KvTables& kv, Decod
   }
   const int query_rows = (rows.count() + ROWS - 1) / ROWS * ROWS;
   const SplitTiles<D> tiles(shared, query_rows);
-  copy_queries<D>(tiles.q, reinterpret_cast<const uint4*>(q), rows, 0, query_rows);
+  copy_queries<D>(tiles.q, q, rows, 0, query_rows);
   load_split<T, D, INT8>(tiles, kv, slot, split.base, limit - split.base);
   cp_async_wait<1>();
   __syncthreads();

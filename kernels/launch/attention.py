@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 THREADS = 128
 TILE_KEYS = 64  # positions of a tile of keys or values in shared memory
 SPLIT_POSITIONS = 64
-DECODE_ROWS = 16
+DECODE_ROWS = 16  # query rows of one pass of a decode block
+PREFILL_ROWS = 64  # query rows of a prefill block
 PARTIAL_STATISTICS = 4  # floats behind the values of a partial
 MAX_RATIO = 8
 ACTIVATIONS: tuple[Activation, ...] = ("f16", "bf16")
@@ -64,7 +65,6 @@ def attn_decode_split(
     of a later token of the same step reaches the earlier ones, as 0 · NaN. Raises ArrayError.
     """
     kv.check("kv", "f16", "bf16")
-    check_array("q", q, kv.dtype, (None, None, None))
     _launch_split("attn_decode_split", kernels, stream, q, kv, state, partials, splits)
 
 
@@ -102,6 +102,45 @@ def attn_decode_combine(
         o.ptr,
         splits,
     )
+
+
+def attn_prefill(
+    kernels: Kernels, stream: Stream, q: DeviceArray, kv: KvLayer, state: DeviceArray, o: DeviceArray
+) -> None:
+    """Causal attention of a chunk of any number of query tokens over the cache, which has the chunk's own rows already.
+
+    q and o T [M, HQ, D]; kv f16 or bf16 (T the same) or i8. Query token m is at position state.pos + m and sees the
+    positions up to its own. At the capacity STATUS_FULL is set and the positions that there are count. A row's result
+    does not depend on the others, but for a NaN in a later row of the same chunk (0 · NaN). Raises ArrayError.
+    """
+    kv.check("kv", "f16", "bf16", "i8")
+    tokens, heads = _check_queries(q, kv)
+    check_state(state)
+    check_array("o", o, q.dtype, q.shape)
+    kernels.launch(
+        f"attn_prefill_{'i8_' if kv.dtype == 'i8' else ''}d{kv.head_dim}_{q.dtype}",
+        (-(-(tokens * heads // kv.kv_heads) // PREFILL_ROWS), kv.kv_heads, 1),
+        (THREADS, 1, 1),
+        prefill_shared_bytes(kv.head_dim, kv.dtype),
+        stream,
+        "PPPiiPPii",
+        q.ptr,
+        kv.keys.ptr,
+        kv.values.ptr,
+        kv.kv_heads,
+        kv.capacity,
+        state.ptr,
+        o.ptr,
+        tokens,
+        heads,
+    )
+
+
+def prefill_shared_bytes(head_dim: int, dtype: KvDType) -> int:
+    """Dynamic shared memory of a prefill block (PrefillTiles of csrc/attn_prefill.cu)."""
+    tile = TILE_KEYS * head_dim * 2
+    queries = PREFILL_ROWS * head_dim * 2
+    return queries + (2 * tile + TILE_KEYS * 4 if dtype == "i8" else 4 * tile)
 
 
 def _launch_split(
@@ -142,13 +181,15 @@ def split_shared_bytes(rows: int, head_dim: int, dtype: KvDType) -> int:
     query_rows = -(-rows // DECODE_ROWS) * DECODE_ROWS
     tiles = (query_rows + 2 * TILE_KEYS) * head_dim * 2 + DECODE_ROWS * TILE_KEYS * 2
     statistics = 2 * (THREADS // 32) * DECODE_ROWS * 4
-    return tiles + statistics + (2 * TILE_KEYS * 4 if dtype == "i8" else 0)
+    return tiles + statistics + (TILE_KEYS * 4 if dtype == "i8" else 0)
 
 
 def _check_queries(q: DeviceArray, kv: KvLayer) -> tuple[int, int]:
     """Number of tokens and of query heads, checked against the cache."""
     check_array("q", q, ACTIVATIONS, (None, None, kv.head_dim))
     tokens, heads, _ = q.shape
+    if kv.dtype not in ("i8", q.dtype):
+        raise ArrayError(f"q is {q.dtype} and the cache {kv.dtype}, expected the same type or a cache of i8")
     if kv.staged:
         raise ArrayError("kv holds the tokens of one step (staged=True), expected a cache")
     if heads % kv.kv_heads or heads > MAX_RATIO * kv.kv_heads:
@@ -192,5 +233,12 @@ KERNELS = (
         _entries("attn_decode_combine"),
         attn_decode_combine,
         reference.combine,
+    ),
+    Kernel(
+        "attn_prefill",
+        "attn_prefill.cu",
+        _entries("attn_prefill") + _entries("attn_prefill_i8"),
+        attn_prefill,
+        reference.attention,
     ),
 )
