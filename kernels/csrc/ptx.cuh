@@ -30,10 +30,10 @@ template <int N>
 inline void cp_async_wait() {
   emulator::async_wait(N);
 }
-#define ldmatrix_x4(r, p) emulator::ldmatrix_x4(r, p, false, __FILE__, __LINE__)
-#define ldmatrix_x4_trans(r, p) (emulator::ldmatrix_x4)(r, p, true, __FILE__, __LINE__)  // not the macro above
-#define mma_f16(c, a, b) emulator::mma_16816<__half>(c, a, b, __FILE__, __LINE__)
-#define mma_bf16(c, a, b) emulator::mma_16816<__nv_bfloat16>(c, a, b, __FILE__, __LINE__)
+#define ldmatrix_x4(r, p) emulator::load_matrices(r, p, false, EMULATOR_SITE("ldmatrix"))
+#define ldmatrix_x4_trans(r, p) emulator::load_matrices(r, p, true, EMULATOR_SITE("ldmatrix"))
+#define mma_f16(c, a, b) emulator::multiply_add<__half>(c, a, b, EMULATOR_SITE("mma"))
+#define mma_bf16(c, a, b) emulator::multiply_add<__nv_bfloat16>(c, a, b, EMULATOR_SITE("mma"))
 inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
 inline uint4 ld_stream(const uint4* p) { return *p; }
 inline float exp2_fast(float x) { return exp2f(x); }
