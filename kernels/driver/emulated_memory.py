@@ -10,13 +10,12 @@ import ctypes
 from bisect import bisect_right, insort
 from collections import OrderedDict
 
+from kernels.driver.cuda_errors import INVALID_VALUE, OUT_OF_MEMORY
 from kernels.emulator import allocate, release
 from kernels.errors import ArrayError, DeviceError, OutOfMemoryError
 
 FREED = 0xFF  # NaN in every floating-point type, -1 in every integer
 KEPT_BYTES = 32 << 20
-INVALID_VALUE = 1
-OUT_OF_MEMORY = 2
 
 
 class EmulatedMemory:

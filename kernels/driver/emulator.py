@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,20 +25,17 @@ from kernels.driver.arguments import (
     check_target,
     checked_arguments,
 )
-from kernels.driver.emulated_memory import INVALID_VALUE, EmulatedMemory
-from kernels.driver.handles import Handle, Handles
+from kernels.driver.cuda_errors import CAPTURE_INVALIDATED, INVALID_VALUE, LAUNCH_FAILED
+from kernels.driver.emulated_memory import EmulatedMemory
+from kernels.driver.handles import Handle, Handles, own, stream_handle
 from kernels.driver.protocol import Capture, Dim3, Event, Image, Stream
 from kernels.errors import DeviceError, ImageError, StickyError
 
 SHARED_LIMIT_BYTES = 163 * 1024  # of a block on sm 8.7
 TOTAL_BYTES = 8 << 30
 KERNEL_FAILED = 1  # what emulator_launch returns for a kernel that broke a rule; other codes: never started
-LAUNCH_FAILED = 719
-CAPTURE_UNSUPPORTED = 900
-CAPTURE_INVALIDATED = 901
 
 Work = Callable[[], object]
-_T = TypeVar("_T")
 
 
 class EmulatorMemory(Handle):
@@ -101,11 +98,11 @@ class EmulatorStream(Handle):
 
     def synchronize(self) -> None:
         self.require_open()
-        self.device.refuse_while_capturing("cuStreamSynchronize")
+        self.device.handles.require_no_capture("cuStreamSynchronize")
 
     def wait(self, event: Event) -> None:
         self.require_open()
-        emulated(event, EmulatorEvent).require_open()
+        own(event, EmulatorEvent).require_open()
 
     def enqueue(self, work: Work) -> None:
         """Run it now, or keep it for the graph that is being captured."""
@@ -126,7 +123,7 @@ class EmulatorEvent(Handle):
 
     def record(self, stream: Stream) -> None:
         self.require_open()
-        emulated(stream, EmulatorStream).enqueue(self._mark)
+        own(stream, EmulatorStream).enqueue(self._mark)
 
     def done(self) -> bool:
         self.require_open()
@@ -137,7 +134,7 @@ class EmulatorEvent(Handle):
 
     def elapsed_ms(self, since: Event) -> float:
         self.require_open()
-        start = emulated(since, EmulatorEvent)
+        start = own(since, EmulatorEvent)
         start.require_open()
         if not (self._timing and start._timing) or self._at_ns is None or start._at_ns is None:
             raise DeviceError(
@@ -208,7 +205,7 @@ class EmulatorFunction:
             if letter == POINTER and number:
                 self._module.device.memory.check(f"argument {index} of {self._name}", int(number))
         values = c_values(signature, numbers)
-        emulated(stream, EmulatorStream).enqueue(lambda: self._run(grid, block, shared_bytes, values))
+        own(stream, EmulatorStream).enqueue(lambda: self._run(grid, block, shared_bytes, values))
 
     def _run(self, grid: Dim3, block: Dim3, shared_bytes: int, values: tuple[Any, ...]) -> None:
         library, count = self._module.library, len(values)
@@ -236,7 +233,7 @@ class EmulatorGraph(Handle):
 
     def launch(self, stream: Stream) -> None:
         self.require_open()
-        target = emulated(stream, EmulatorStream)
+        target = own(stream, EmulatorStream)
         for work in self._work:
             target.enqueue(work)
 
@@ -291,11 +288,11 @@ class EmulatorDevice:
         return self.memory.total_bytes - self.memory.used_bytes, self.memory.total_bytes
 
     def alloc(self, nbytes: int) -> EmulatorMemory:
-        self.refuse_while_capturing("cuMemAlloc")
+        self.handles.require_no_capture("cuMemAlloc")
         return EmulatorMemory(self, nbytes)
 
     def pinned(self, nbytes: int, *, mapped: bool = False) -> EmulatorPinned:
-        self.refuse_while_capturing("cuMemHostAlloc")
+        self.handles.require_no_capture("cuMemHostAlloc")
         return EmulatorPinned(self, nbytes, mapped)
 
     def create_stream(self) -> EmulatorStream:
@@ -303,42 +300,42 @@ class EmulatorDevice:
         self._next_stream += 1
         return EmulatorStream(self, self._next_stream)
 
-    def wrap_stream(self, handle: int) -> EmulatorStream:
+    def wrap_stream(self, stream: object) -> EmulatorStream:
         self.handles.require_usable()
-        return EmulatorStream(self, handle)
+        return EmulatorStream(self, stream_handle(stream))
 
     def create_event(self, *, timing: bool = False) -> EmulatorEvent:
         self.handles.require_usable()
         return EmulatorEvent(self, timing)
 
     def load_module(self, image: Image) -> EmulatorModule:
-        self.refuse_while_capturing("cuModuleLoadData")
+        self.handles.require_no_capture("cuModuleLoadData")
         return EmulatorModule(self, image)
 
     def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
         check_source(source)
         self.memory.check("the target of a copy", ptr, source.nbytes)
-        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(ptr, source.ctypes.data, source.nbytes))
+        own(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(ptr, source.ctypes.data, source.nbytes))
 
     def copy_out(self, target: npt.NDArray[Any], ptr: int, stream: Stream) -> None:
         check_target(target)
         self.memory.check("the source of a copy", ptr, target.nbytes)
-        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target.ctypes.data, ptr, target.nbytes))
+        own(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target.ctypes.data, ptr, target.nbytes))
 
     def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         self.memory.check("the target of a copy", target, nbytes)
         self.memory.check("the source of a copy", source, nbytes)
-        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target, source, nbytes))
+        own(stream, EmulatorStream).enqueue(lambda: ctypes.memmove(target, source, nbytes))
 
     def fill(self, ptr: int, value: int, nbytes: int, stream: Stream) -> None:
         self.memory.check("the target of a fill", ptr, nbytes)
-        emulated(stream, EmulatorStream).enqueue(lambda: ctypes.memset(ptr, value, nbytes))
+        own(stream, EmulatorStream).enqueue(lambda: ctypes.memset(ptr, value, nbytes))
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[Capture]:
-        target = emulated(stream, EmulatorStream)
+        target = own(stream, EmulatorStream)
         target.require_open()
-        self.refuse_while_capturing("cuStreamBeginCapture")
+        self.handles.require_no_capture("cuStreamBeginCapture")
         capture, work = EmulatorCapture(), list[Work]()
         target.recording, self.handles.capturing = work, True
         try:
@@ -348,7 +345,7 @@ class EmulatorDevice:
         capture.finished = EmulatorGraph(self, work)
 
     def synchronize(self) -> None:
-        self.refuse_while_capturing("cuCtxSynchronize")
+        self.handles.require_no_capture("cuCtxSynchronize")
 
     def live(self) -> dict[str, int]:
         return self.handles.live()
@@ -357,16 +354,3 @@ class EmulatorDevice:
         if not self.handles.closed:
             self.handles.close_all()
             self.memory.close()
-
-    def refuse_while_capturing(self, call: str) -> None:
-        """Refuse what a captured stream does not permit."""
-        self.handles.require_usable()
-        if self.handles.capturing:
-            raise DeviceError(f"{call} is not permitted while a graph is captured", call=call, code=CAPTURE_UNSUPPORTED)
-
-
-def emulated(value: object, kind: type[_T]) -> _T:
-    """Refuse handles of other backends."""
-    if not isinstance(value, kind):
-        raise DeviceError(f"a {type(value).__name__} was handed to the emulator, expected {kind.__name__}")
-    return value

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
+from kernels.driver.cuda_errors import CAPTURE_UNSUPPORTED
 from kernels.errors import DeviceError, StickyError
 
+T = TypeVar("T")
 KINDS = ("memory", "pinned", "stream", "event", "module", "graph")
 
 
@@ -80,8 +83,19 @@ class Handles:
             raise DeviceError(
                 f"{kind} cannot be freed while a graph is captured",
                 call="cuMemFree",
-                code=900,
+                code=CAPTURE_UNSUPPORTED,
                 hint="free it after the capture",
+            )
+
+    def require_no_capture(self, call: str) -> None:
+        """Refuse what CUDA does not permit while a stream is captured, before it breaks the capture."""
+        self.require_usable()
+        if self.capturing:
+            raise DeviceError(
+                f"{call} is not permitted while a graph is captured",
+                call=call,
+                code=CAPTURE_UNSUPPORTED,
+                hint="do it before the capture: allocate, load, and launch every kernel once",
             )
 
     def live(self) -> dict[str, int]:
@@ -100,3 +114,27 @@ class Handles:
         self.closed = True
         if first is not None:
             raise first
+
+
+def own(value: object, kind: type[T]) -> T:
+    """Refuse handles of another backend."""
+    if not isinstance(value, kind):
+        raise DeviceError(f"a {type(value).__name__} of another backend was handed in, expected {kind.__name__}")
+    return value
+
+
+def stream_handle(stream: object) -> int:
+    """Return the driver's handle of another library's stream.
+
+    An address; or an object with ``__cuda_stream__`` (cuda.core), ``cuda_stream`` (torch) or ``handle`` (pycuda).
+    """
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("cuda_stream", "handle"):
+        handle = getattr(stream, name, None)
+        if handle is not None:
+            return int(handle)
+    raise DeviceError(f"a {type(stream).__name__} is no CUDA stream: a handle is expected, or an object that has one")

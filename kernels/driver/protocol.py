@@ -170,8 +170,11 @@ class Device(Protocol):
     def create_stream(self) -> Stream:
         """A new non-blocking stream."""
 
-    def wrap_stream(self, handle: int) -> Stream:
-        """Another library's stream; closing the wrapper leaves it alone."""
+    def wrap_stream(self, stream: object) -> Stream:
+        """Another library's stream: its handle, or the object (torch, cuda.core, pycuda); 0 is the default stream.
+
+        Closing the wrapper leaves it alone. The pycuda backend takes pycuda's own streams and 0 alone.
+        """
 
     def create_event(self, *, timing: bool = False) -> Event:
         """A new event."""

@@ -1,0 +1,380 @@
+"""The driver's interface on cuda.bindings.driver of cuda-python 12 and 13: the default on a GPU.
+
+Works in the primary context, which is also torch's and the CUDA runtime's: memory and streams of theirs can be used
+as they are. Every call makes that context current when it is not, and leaves what was current before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.driver.arguments import (
+    STATIC_LIMIT_BYTES,
+    c_values,
+    check_geometry,
+    check_source,
+    check_target,
+    checked_arguments,
+)
+from kernels.driver.cuda_calls import Calls, import_bindings
+from kernels.driver.graphs import CudaCapture, captured
+from kernels.driver.handles import Handle, Handles, own, stream_handle
+from kernels.driver.protocol import Dim3, Event, Image, Stream
+from kernels.errors import ArrayError, ImageError
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+DEVICE_MAP = 2  # CU_MEMHOSTALLOC_DEVICEMAP
+
+ATTRIBUTES = {
+    "registers": "NUM_REGS",
+    "shared_bytes": "SHARED_SIZE_BYTES",
+    "local_bytes": "LOCAL_SIZE_BYTES",
+    "max_threads": "MAX_THREADS_PER_BLOCK",
+    "binary_version": "BINARY_VERSION",
+}
+
+
+def require_bytes(image: Image) -> bytes:
+    """Refuse what the driver cannot load: it takes the content of a cubin or PTX."""
+    if isinstance(image, bytes) and image:
+        return image
+    raise ImageError(f"a GPU loads a cubin or PTX as bytes, not {image!r}")
+
+
+class BindingsMemory(Handle):
+    """One allocation of cuMemAlloc."""
+
+    def __init__(self, device: BindingsDevice, nbytes: int) -> None:
+        if nbytes < 1:
+            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
+        with device.active():
+            self._ptr = int(device.calls("cuMemAlloc", nbytes, requested=nbytes))
+        self._nbytes = nbytes
+        super().__init__(device.handles, "memory", device.releasing("cuMemFree", self._ptr))
+
+    @property
+    def ptr(self) -> int:
+        self.require_open()
+        return self._ptr
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def free(self) -> None:
+        self.close()
+
+
+class BindingsPinned(Handle):
+    """Page-locked memory of cuMemHostAlloc."""
+
+    def __init__(self, device: BindingsDevice, nbytes: int, mapped: bool) -> None:
+        if nbytes < 1:
+            raise ArrayError(f"an allocation of {nbytes} bytes of page-locked memory, at least 1")
+        with device.active():
+            address = int(device.calls("cuMemHostAlloc", nbytes, DEVICE_MAP if mapped else 0, requested=nbytes))
+        super().__init__(device.handles, "pinned", device.releasing("cuMemFreeHost", address))
+        self._array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        self._device_ptr = 0
+        if mapped:
+            try:
+                with device.active():
+                    self._device_ptr = int(device.calls("cuMemHostGetDevicePointer", address, 0))
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def array(self) -> npt.NDArray[np.uint8]:
+        self.require_open()
+        return self._array
+
+    @property
+    def device_ptr(self) -> int:
+        self.require_open()
+        return self._device_ptr
+
+    def free(self) -> None:
+        self.close()
+
+
+class BindingsStream(Handle):
+    """A stream of ours, or (``foreign``) of another library."""
+
+    def __init__(self, device: BindingsDevice, foreign: int | None = None) -> None:
+        self._device = device
+        if foreign is None:
+            with device.active():
+                self.raw = device.calls("cuStreamCreate", NON_BLOCKING)
+            release = device.releasing("cuStreamDestroy", self.raw)
+        else:
+            self.raw = device.calls.library.CUstream(foreign)
+            release = _nothing
+        super().__init__(device.handles, "stream", release)
+
+    @property
+    def handle(self) -> int:
+        self.require_open()
+        return int(self.raw)
+
+    def synchronize(self) -> None:
+        self.require_open()
+        self._device.handles.require_no_capture("cuStreamSynchronize")
+        with self._device.active():
+            self._device.calls("cuStreamSynchronize", self.raw)
+
+    def wait(self, event: Event) -> None:
+        self.require_open()
+        point = own(event, BindingsEvent)
+        point.require_open()
+        with self._device.active():
+            self._device.calls("cuStreamWaitEvent", self.raw, point.raw, 0)
+
+
+class BindingsEvent(Handle):
+    """An event; without timing it is cheaper."""
+
+    def __init__(self, device: BindingsDevice, timing: bool) -> None:
+        self._device = device
+        with device.active():
+            self.raw = device.calls("cuEventCreate", 0 if timing else DISABLE_TIMING)
+        super().__init__(device.handles, "event", device.releasing("cuEventDestroy", self.raw))
+
+    def record(self, stream: Stream) -> None:
+        self.require_open()
+        target = own(stream, BindingsStream)
+        target.require_open()
+        with self._device.active():
+            self._device.calls("cuEventRecord", self.raw, target.raw)
+
+    def done(self) -> bool:
+        self.require_open()
+        with self._device.active():
+            return self._device.calls.ready("cuEventQuery", self.raw)
+
+    def synchronize(self) -> None:
+        self.require_open()
+        self._device.handles.require_no_capture("cuEventSynchronize")
+        with self._device.active():
+            self._device.calls("cuEventSynchronize", self.raw)
+
+    def elapsed_ms(self, since: Event) -> float:
+        self.require_open()
+        start = own(since, BindingsEvent)
+        start.require_open()
+        with self._device.active():
+            return float(self._device.calls("cuEventElapsedTime", start.raw, self.raw))
+
+
+class BindingsModule(Handle):
+    """A loaded cubin, or PTX that the driver has compiled."""
+
+    def __init__(self, device: BindingsDevice, image: Image) -> None:
+        self.device = device
+        code = require_bytes(image)
+        with device.active():
+            self._raw = device.calls("cuModuleLoadData", code)
+        super().__init__(device.handles, "module", device.releasing("cuModuleUnload", self._raw))
+
+    def function(self, name: str) -> BindingsFunction:
+        self.require_open()
+        with self.device.active():
+            raw = self.device.calls("cuModuleGetFunction", self._raw, name.encode())
+        return BindingsFunction(self, name, raw)
+
+
+class BindingsFunction:
+    """One kernel."""
+
+    def __init__(self, module: BindingsModule, name: str, raw: Any) -> None:
+        self._module, self._name, self._raw = module, name, raw
+        self._granted_bytes = STATIC_LIMIT_BYTES
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def attributes(self) -> dict[str, int]:
+        return {key: self._attribute(name) for key, name in ATTRIBUTES.items()}
+
+    def launch(
+        self, grid: Dim3, block: Dim3, shared_bytes: int, stream: Stream, signature: str, args: Sequence[Any]
+    ) -> None:
+        self._module.require_open()
+        device, target = self._module.device, own(stream, BindingsStream)
+        target.require_open()
+        check_geometry(self._name, grid, block, shared_bytes, device.shared_limit_bytes)
+        values = c_values(signature, checked_arguments(self._name, signature, args))
+        params = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+        if shared_bytes > self._granted_bytes:
+            self._grant(shared_bytes)
+        with device.active():
+            device.calls(
+                "cuLaunchKernel", self._raw, *grid, *block, shared_bytes, target.raw, ctypes.addressof(params), 0
+            )
+
+    def _grant(self, shared_bytes: int) -> None:
+        """More than 48 KiB has to be asked for."""
+        device = self._module.device
+        attribute = device.calls.library.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        with device.active():
+            device.calls("cuFuncSetAttribute", self._raw, attribute, shared_bytes)
+        self._granted_bytes = shared_bytes
+
+    def _attribute(self, name: str) -> int:
+        self._module.require_open()
+        device = self._module.device
+        attribute = getattr(device.calls.library.CUfunction_attribute, f"CU_FUNC_ATTRIBUTE_{name}")
+        with device.active():
+            return int(device.calls("cuFuncGetAttribute", attribute, self._raw))
+
+
+class BindingsDevice:
+    """A GPU through its primary context. ``ordinal`` None: the device of the current context, 0 without one."""
+
+    def __init__(self, ordinal: int | None = None) -> None:
+        self.handles = Handles()
+        self.calls = Calls(import_bindings(), self.handles)
+        self.calls.initialize()
+        if ordinal is None:
+            ordinal = int(self.calls("cuCtxGetDevice")) if int(self.calls("cuCtxGetCurrent")) else 0
+        self._device = self.calls("cuDeviceGet", ordinal)
+        self._context = self.calls("cuDevicePrimaryCtxRetain", self._device)
+
+    @property
+    def backend(self) -> str:
+        return "cuda_bindings"
+
+    @cached_property
+    def name(self) -> str:
+        name: bytes = self.calls("cuDeviceGetName", 256, self._device)
+        return name.split(b"\0", 1)[0].decode(errors="replace")
+
+    @cached_property
+    def compute_capability(self) -> tuple[int, int]:
+        return self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
+
+    @cached_property
+    def multiprocessors(self) -> int:
+        return self._attribute("MULTIPROCESSOR_COUNT")
+
+    @cached_property
+    def integrated(self) -> bool:
+        return bool(self._attribute("INTEGRATED"))
+
+    @cached_property
+    def driver_version(self) -> int:
+        return int(self.calls("cuDriverGetVersion"))
+
+    @cached_property
+    def shared_limit_bytes(self) -> int:
+        """Shared memory that a block may ask for."""
+        return self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+
+    def memory_info(self) -> tuple[int, int]:
+        self.handles.require_usable()
+        with self.active():
+            free, total = self.calls("cuMemGetInfo")
+        return int(free), int(total)
+
+    def alloc(self, nbytes: int) -> BindingsMemory:
+        self.handles.require_no_capture("cuMemAlloc")
+        return BindingsMemory(self, nbytes)
+
+    def pinned(self, nbytes: int, *, mapped: bool = False) -> BindingsPinned:
+        self.handles.require_no_capture("cuMemHostAlloc")
+        return BindingsPinned(self, nbytes, mapped)
+
+    def create_stream(self) -> BindingsStream:
+        self.handles.require_usable()
+        return BindingsStream(self)
+
+    def wrap_stream(self, stream: object) -> BindingsStream:
+        self.handles.require_usable()
+        return BindingsStream(self, stream_handle(stream))
+
+    def create_event(self, *, timing: bool = False) -> BindingsEvent:
+        self.handles.require_usable()
+        return BindingsEvent(self, timing)
+
+    def load_module(self, image: Image) -> BindingsModule:
+        self.handles.require_no_capture("cuModuleLoadData")
+        return BindingsModule(self, image)
+
+    def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
+        check_source(source)
+        self._enqueue(stream, "cuMemcpyHtoDAsync", ptr, source.ctypes.data, source.nbytes)
+
+    def copy_out(self, target: npt.NDArray[Any], ptr: int, stream: Stream) -> None:
+        check_target(target)
+        self._enqueue(stream, "cuMemcpyDtoHAsync", target.ctypes.data, ptr, target.nbytes)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        self._enqueue(stream, "cuMemcpyDtoDAsync", target, source, nbytes)
+
+    def fill(self, ptr: int, value: int, nbytes: int, stream: Stream) -> None:
+        self._enqueue(stream, "cuMemsetD8Async", ptr, value, nbytes)
+
+    def capture(self, stream: Stream) -> AbstractContextManager[CudaCapture]:
+        self.handles.require_no_capture("cuStreamBeginCapture")
+        return captured(self.handles, self.calls, self.active, own(stream, BindingsStream))
+
+    def synchronize(self) -> None:
+        self.handles.require_no_capture("cuCtxSynchronize")
+        with self.active():
+            self.calls("cuCtxSynchronize")
+
+    def live(self) -> dict[str, int]:
+        return self.handles.live()
+
+    def close(self) -> None:
+        if self.handles.closed:
+            return
+        try:
+            self.handles.close_all()
+        finally:
+            if self.handles.lost is None:
+                self.calls("cuDevicePrimaryCtxRelease", self._device)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make the context current for a block of calls, and leave what was current."""
+        if int(self.calls("cuCtxGetCurrent")) == int(self._context):
+            yield
+            return
+        self.calls("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self.calls("cuCtxPopCurrent")
+
+    def releasing(self, call: str, *args: Any) -> Any:
+        """Return what gives a handle back."""
+
+        def release() -> None:
+            with self.active():
+                self.calls(call, *args)
+
+        return release
+
+    def _enqueue(self, stream: Stream, call: str, *args: int) -> None:
+        target = own(stream, BindingsStream)
+        target.require_open()
+        with self.active():
+            self.calls(call, *args, target.raw)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self.calls.library.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self.calls("cuDeviceGetAttribute", attribute, self._device))
+
+
+def _nothing() -> None:
+    """Another library's handle is left alone."""
