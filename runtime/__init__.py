@@ -19,6 +19,7 @@ from runtime.version import __version__
 if TYPE_CHECKING:
     from runtime.bundle import Bundle, Manifest, load_bundle
     from runtime.chat import Chat
+    from runtime.decoder.options import CudaOptions
     from runtime.errors import (
         BundleError,
         BusyError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         VlmError,
     )
     from runtime.images import load_image
+    from runtime.memory import MemoryReport, MemoryUse
     from runtime.prompt import ImagePart, Message
     from runtime.session import Session
     from runtime.sources import Source, open_source
@@ -54,6 +56,7 @@ __all__ = [
     "Chat",
     "ClosedError",
     "ConfigError",
+    "CudaOptions",
     "DeadlineError",
     "Delta",
     "EngineError",
@@ -65,6 +68,8 @@ __all__ = [
     "InputError",
     "Manifest",
     "MemoryLimitError",
+    "MemoryReport",
+    "MemoryUse",
     "Message",
     "NetworkError",
     "OutputError",
@@ -87,8 +92,10 @@ __all__ = [
 _HOMES = {
     "runtime.bundle": ("Bundle", "Manifest", "load_bundle"),
     "runtime.chat": ("Chat",),
+    "runtime.decoder.options": ("CudaOptions",),
     "runtime.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "runtime.images": ("load_image",),
+    "runtime.memory": ("MemoryReport", "MemoryUse"),
     "runtime.prompt": ("ImagePart", "Message"),
     "runtime.session": ("Session",),
     "runtime.sources": ("Source", "open_source"),

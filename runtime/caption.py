@@ -78,6 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 is greedy (default)")
     parser.add_argument("--seed", type=int, metavar="N", help="makes sampling reproducible")
     parser.add_argument("--decoder", choices=("auto", "onnx", "cuda"), default="auto", help="default: %(default)s")
+    add_cuda_arguments(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the engines")
     parser.add_argument("--verify", choices=("cached", "full", "none"), default="cached", help="hashes of the bundle")
     parser.add_argument("--truth", metavar="FILE", help='JSON lines {"frame", "caption", "ambiguous"} to score against')
@@ -91,6 +92,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"jetson-vlm {__version__}")
     return parser.parse_args(argv)
+
+
+def add_cuda_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of the decoder "cuda"; the values are those of `runtime.CudaOptions`."""
+    group = parser.add_argument_group("decoder cuda")
+    devices = ("auto", "cuda_bindings", "pycuda", "emulator")
+    group.add_argument("--device", choices=devices, default="auto", help="default: auto")
+    group.add_argument("--kv", choices=("f16", "i8"), default="f16", help="values of the KV cache (default: f16)")
+    group.add_argument("--embeddings", choices=("auto", "f16", "i8"), default="auto", help="default: auto")
+    group.add_argument("--no-graphs", dest="graphs", action="store_false", help="launch kernels one by one")
 
 
 def plan(options: argparse.Namespace) -> list[Task]:
@@ -112,6 +123,7 @@ def plan(options: argparse.Namespace) -> list[Task]:
 
 def run(task: Task, options: argparse.Namespace, sink: Sink) -> None:
     """Caption one source with one model until it ends, ``--max-frames`` is reached, or the user ends it."""
+    from runtime.decoder.options import CudaOptions
     from runtime.sampling import check_params
     from runtime.session import Session
     from runtime.tally import Tally, read_truth
@@ -122,7 +134,14 @@ def run(task: Task, options: argparse.Namespace, sink: Sink) -> None:
     check_params(params)  # before the model is loaded
     every_frame = options.every_frame or options.demo is not None
     with (
-        Session.open(task.bundle, options.decoder, threads=options.threads, verify=options.verify, chats=0) as session,
+        Session.open(
+            task.bundle,
+            options.decoder,
+            threads=options.threads,
+            verify=options.verify,
+            chats=0,
+            cuda=CudaOptions(options.device, options.kv, options.embeddings, options.graphs),
+        ) as session,
         session.watch(task.source, task.prompt, every_frame=every_frame, params=params) as watch,
     ):
         try:

@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.budget import memory_budget
 from runtime.bundle import Bundle
 from runtime.clock import StageClock
-from runtime.decoder import Decoder
+from runtime.decoder import Decoder, FusingDecoder, SamplingDecoder
 from runtime.detokenize import Detokenizer
 from runtime.errors import DeadlineError, PromptError
-from runtime.fusion import fuse
+from runtime.fusion import PlacedIds, fuse, place
+from runtime.memory import MemoryUse
 from runtime.preprocess import preprocess
 from runtime.prompt import EncodedPrompt, Message, PromptEncoder
 from runtime.sampling import Sampler, check_params
@@ -27,6 +30,7 @@ from runtime.types import Answer, Delta, FinishReason, GenerationParams, ImageAr
 from runtime.vision import VisionEngine
 
 Embeds = npt.NDArray[np.float32]
+Tokens = Generator[tuple[int, float], None, None]
 
 PREFILL_CHUNK = 512  # a cancelled request waits for one chunk at most
 _MAX_CHARS_PER_TOKEN = 256  # a prompt beyond this cannot fit and is not tokenised
@@ -81,6 +85,10 @@ class Pipeline:
         self._encoder = encoder
         self._vision = vision
         self._decoder = decoder
+        self._sampling = decoder if isinstance(decoder, SamplingDecoder) else None
+        self._fusing = decoder if isinstance(decoder, FusingDecoder) else None
+        self.decoder_kind = decoder.kind
+        self._vision_bytes = memory_budget(bundle.manifest).vision_bytes
         self.slots = SlotPool(decoder, slots)
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[TileLayout]) -> EncodedPrompt:
@@ -110,62 +118,92 @@ class Pipeline:
                 picture.embeds = self._vision.encode(its_tiles, picture.layout)
                 picture.rgb = None
 
-    def fuse(self, request: Request, cache: KvCache) -> Embeds:
-        """Stage "fusion": the decoder's input f32 [S, D] for what is not in the KV cache yet."""
+    def fuse(self, request: Request, cache: KvCache) -> Embeds | PlacedIds:
+        """Stage "fusion": the decoder's input for what is not in the KV cache yet: f32 [S, D], or which rows it is."""
         encoded = request.encoded
         start = request.cached_tokens = _common_prefix(cache.ids, encoded)
         self.slots.keep(cache, start)
         ids = encoded.token_ids[start:]
         images = [picture.embeds for picture in request.pictures if picture.embeds is not None]
         blocks = encoded.split_embeds(images)
-        places = [slice(place.start - start, place.stop - start) for place in encoded.image_slices]
-        fresh = [index for index, place in enumerate(places) if place.start >= 0]
+        places = [slice(block.start - start, block.stop - start) for block in encoded.image_slices]
+        fresh = [index for index, block in enumerate(places) if block.start >= 0]
+        rows, where = [blocks[i] for i in fresh], [places[i] for i in fresh]
         placeholder = self._encoder.placeholder_id
+        if self._fusing is not None:
+            return place(ids, rows, where, placeholder_id=placeholder, width=self._decoder.hidden)
         # A placeholder has no row in the token table: any row will do, the image's embeddings replace it.
         token_embeds = self._decoder.embed(np.where(ids == placeholder, 0, ids).tolist())
-        return fuse(
-            ids, token_embeds, [blocks[i] for i in fresh], [places[i] for i in fresh], placeholder_id=placeholder
-        )
+        return fuse(ids, token_embeds, rows, where, placeholder_id=placeholder)
 
-    def prefill(self, request: Request, cache: KvCache, inputs_embeds: Embeds) -> Embeds | None:
+    def prefill(self, request: Request, cache: KvCache, prompt: Embeds | PlacedIds) -> Embeds | None:
         """Stage "prefill": logits f32 [V] of the last position; None when the request was ended meanwhile."""
         slot = _slot(cache)
         new_ids = request.encoded.token_ids[request.cached_tokens :].tolist()
         logits = None
-        for start in range(0, len(inputs_embeds), PREFILL_CHUNK):
+        for start in range(0, len(prompt), PREFILL_CHUNK):
             if request.control.verdict() is not None:
                 return None
-            chunk = inputs_embeds[start : start + PREFILL_CHUNK]
-            logits = self._decoder.prefill(slot, chunk)[-1]
-            cache.ids += new_ids[start : start + len(chunk)]
+            end = min(start + PREFILL_CHUNK, len(prompt))
+            if isinstance(prompt, PlacedIds):
+                assert self._fusing is not None, "ids were placed for another decoder"
+                logits = self._fusing.prefill_ids(slot, prompt.part(start, end))[-1]
+            else:
+                logits = self._decoder.prefill(slot, prompt[start:end])[-1]
+            cache.ids += new_ids[start:end]
         return logits
 
     def write(self, request: Request, cache: KvCache, logits: Embeds | None) -> Iterator[Delta]:
         """Stages "sample", "detokenize" and "decode" in turn, until something ends the answer."""
-        clock, control, ids = request.clock, request.control, request.encoded.token_ids
-        sampler = Sampler(request.params, self._decoder.vocab, ids.tolist())
+        clock, control = request.clock, request.control
         text = Detokenizer(self._encoder.tokenizer, request.params.stop)
-        limit = min(request.params.max_new_tokens, self._context_tokens - len(ids))
-        while True:
-            ended = control.verdict()
-            if ended is not None or logits is None:
-                request.finish_reason = ended or "cancelled"
-                break
-            with clock.stage("sample"):
-                token_id, logprob = sampler.sample(logits)
-            if token_id in self._encoder.stop_ids:
-                request.finish_reason = "stop"
-                break
-            with clock.stage("detokenize"):
-                piece = text.push(token_id)
-            yield _delta(request, piece, token_id, logprob)
-            if text.stopped or len(request.token_ids) == limit:
-                request.finish_reason = "stop" if text.stopped else "length"
-                break
-            with clock.stage("decode"):
-                logits = self._decoder.decode(_slot(cache), [token_id])[0]
-            cache.ids.append(token_id)
+        limit = min(request.params.max_new_tokens, self._context_tokens - len(request.encoded.token_ids))
+        request.finish_reason = control.verdict() or "cancelled"
+        with closing(self._tokens(request, cache, logits)) as tokens:
+            for token_id, logprob in tokens:
+                ended = control.verdict()
+                if ended is not None or token_id in self._encoder.stop_ids:
+                    request.finish_reason = ended or "stop"
+                    break
+                with clock.stage("detokenize"):
+                    piece = text.push(token_id)
+                yield _delta(request, piece, token_id, logprob)
+                if text.stopped or len(request.token_ids) == limit:
+                    request.finish_reason = "stop" if text.stopped else "length"
+                    break
         yield from _rest(request, text)
+
+    def _tokens(self, request: Request, cache: KvCache, logits: Embeds | None) -> Tokens:
+        """(token, logprob) without end; nothing after a prompt that was not finished.
+
+        ``cache.ids`` follows the KV cache: it has every token but the last one that was given out.
+        """
+        if logits is None:
+            return
+        clock, slot = request.clock, _slot(cache)
+        sampler = Sampler(request.params, self._decoder.vocab, request.encoded.token_ids.tolist())
+        with clock.stage("sample"):
+            drawn = sampler.sample(logits)
+        yield drawn
+        if self._sampling is not None:
+            with closing(self._sampling.sampled(slot, drawn[0], sampler.draws())) as following:
+                while True:
+                    with clock.stage("decode"):
+                        after = next(following)
+                    cache.ids.append(drawn[0])
+                    drawn = after
+                    yield drawn
+        while True:
+            with clock.stage("decode"):
+                logits = self._decoder.decode(slot, [drawn[0]])[0]
+            cache.ids.append(drawn[0])
+            with clock.stage("sample"):
+                drawn = sampler.sample(logits)
+            yield drawn
+
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """What the engines keep in memory; that of the vision engine's library is estimated from its graphs."""
+        return (*self._decoder.memory(), MemoryUse("vision", self._vision_bytes, "host", exact=False))
 
     def close(self) -> None:
         """Close the engines; idempotent."""

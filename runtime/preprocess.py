@@ -28,17 +28,13 @@ def preprocess(rgb: ImageArray, layout: TileLayout, vision: VisionSection) -> Ti
     (``layout.pad_px``) is resized as if it lay on a square of ``pad_rgb``, by default of ``int(mean * 255)``.
     Raises ImageError for an array that is not u8 [H, W, 3].
     """
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
-        raise ImageError(
-            f"preprocess takes u8 [H, W, 3], not {rgb.dtype} {list(rgb.shape)}",
-            hint="runtime.images.load_image makes it",
-        )
+    check_frame(rgb)
     spec, tile_px = vision.preprocess, vision.tower.tile_px
-    table = _value_table(spec.rescale, spec.mean, spec.std)
-    canvas = _canvas(layout, spec)
+    table = value_table(spec.rescale, spec.mean, spec.std)
+    canvas = canvas_of(layout, spec)
     tiles = np.empty((layout.num_tiles, 3, tile_px, tile_px), np.float32)
-    for (height, width), boxes in _by_size(layout.tiles).items():
-        area = _bounding_region([box for _, box in boxes], tile_px)
+    for (height, width), boxes in by_size(layout.tiles).items():
+        area = bounding_region([box for _, box in boxes], tile_px)
         planes = resize_planes(rgb, height, width, spec.resample, region=area, canvas=canvas)
         for index, box in boxes:
             top, left = box.top - area.top, box.left - area.left
@@ -49,20 +45,32 @@ def preprocess(rgb: ImageArray, layout: TileLayout, vision: VisionSection) -> Ti
     return tiles
 
 
-def _by_size(boxes: tuple[TileBox, ...]) -> dict[tuple[int, int], list[tuple[int, TileBox]]]:
+def check_frame(rgb: ImageArray) -> None:
+    """Refuse what is not u8 [H, W, 3] with ImageError."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise ImageError(
+            f"preprocess takes u8 [H, W, 3], not {rgb.dtype} {list(rgb.shape)}",
+            hint="runtime.images.load_image makes it",
+        )
+
+
+def by_size(boxes: tuple[TileBox, ...]) -> dict[tuple[int, int], list[tuple[int, TileBox]]]:
+    """Group numbered tiles by the (height, width) that the picture is resized to for them."""
     groups: dict[tuple[int, int], list[tuple[int, TileBox]]] = defaultdict(list)
     for index, box in enumerate(boxes):
         groups[box.resize_h, box.resize_w].append((index, box))
     return groups
 
 
-def _bounding_region(boxes: list[TileBox], tile_px: int) -> Region:
+def bounding_region(boxes: list[TileBox], tile_px: int) -> Region:
+    """Return the least part of the resized picture that holds all tiles."""
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
     bottom, right = max(box.top for box in boxes) + tile_px, max(box.left for box in boxes) + tile_px
     return Region(top, left, bottom - top, right - left)
 
 
-def _canvas(layout: TileLayout, spec: PreprocessSpec) -> Canvas | None:
+def canvas_of(layout: TileLayout, spec: PreprocessSpec) -> Canvas | None:
+    """Return the square that a padded picture lies on; None when it is not padded."""
     if not layout.pad_px:
         return None
     red, green, blue = spec.pad_rgb or [int(value * 255) for value in spec.mean]
@@ -70,8 +78,8 @@ def _canvas(layout: TileLayout, spec: PreprocessSpec) -> Canvas | None:
 
 
 @lru_cache(maxsize=8)
-def _value_table(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tiles:
-    """What each pixel value becomes, f32 [3, 256], with the roundings of transformers' processors.
+def value_table(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tiles:
+    """Return what each pixel value becomes, f32 [3, 256], with the roundings of transformers' processors.
 
     They multiply in float64, round to float32, then subtract and divide in float32.
     """

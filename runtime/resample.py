@@ -161,11 +161,24 @@ def resize_planes(
     columns = _axis(full.width, width, part.left, part.left + part.width, full.left, rgb.shape[1], resample)
     # Weights of one axis sum to 2^22 give or take a few units, so a row of pure canvas colour keeps its colour.
     colour = np.array(full.rgb, np.float64)
-    lost_rows, lost_columns = full.height - height, full.width - width
-    if passes == "pillow13" and lost_rows > 0 and lost_rows > 2 * lost_columns:
+    if passes == "pillow13" and height_first(full.height, full.width, height, width):
         turned = _render(rgb.transpose(1, 0, 2), columns, rows, colour, (part.width, part.height))
         return np.ascontiguousarray(turned.transpose(0, 2, 1))
     return _render(rgb, rows, columns, colour, (part.height, part.width))
+
+
+def height_first(from_height: int, from_width: int, height: int, width: int) -> bool:
+    """Say whether Pillow 13 resizes the height before the width."""
+    lost_rows, lost_columns = from_height - height, from_width - width
+    return lost_rows > 0 and lost_rows > 2 * lost_columns
+
+
+def axis_weights(n_in: int, n_out: int, first: int, last: int, resample: Resample) -> tuple[I64, I64, F64]:
+    """First source [n], number of sources [n] and weights [n, taps] in steps of 2^-22 of results ``first:last``."""
+    if resample == "nearest":
+        sources = _nearest_sources(n_in, n_out, first, last - first)
+        return sources, np.ones_like(sources), np.full((len(sources), 1), float(1 << _WEIGHT_BITS))
+    return _weights(n_in, n_out, first, last, resample)
 
 
 def _render(

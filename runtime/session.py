@@ -12,13 +12,15 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runtime.answer_job import AnswerJob
 from runtime.bundle import Bundle, Manifest, Verify, load_bundle
 from runtime.clock import StageClock
+from runtime.decoder import CudaOptions
 from runtime.engine import Owner
 from runtime.errors import ClosedError, UsageError
+from runtime.memory import MemoryReport
 from runtime.pictures import Color, ImageLike, VideoLike, lay_out, take_pictures
 from runtime.pipeline import Pipeline, Request, check_request
 from runtime.prompt import Message
@@ -77,6 +79,7 @@ class Session:
         verify: Verify = "cached",
         chats: int = 1,
         max_pending: int = MAX_PENDING_DEFAULT,
+        cuda: CudaOptions | None = None,
     ) -> Session:
         """Load a bundle directory.
 
@@ -84,14 +87,15 @@ class Session:
         CPU engines, None for what suits the machine. verify: "cached" hashes files that changed since they were last
         hashed, "full" all of them, "none" nothing. chats: conversations whose KV cache is kept at the same time (each
         costs the memory of ``max_seq_len`` positions). max_pending: requests that may wait; one more gets a
-        BusyError. Raises BundleError, EngineError, MemoryLimitError (before anything large is allocated).
+        BusyError. cuda: settings of the decoder "cuda". Raises BundleError, EngineError, MemoryLimitError (before
+        anything large is allocated).
         """
         if chats < 0:
             raise UsageError(f"chats is {chats}, the least is 0")
         loaded = load_bundle(bundle, verify)
         owner = Owner(max_pending=max_pending)
         try:
-            pipeline = owner.call(lambda: open_pipeline(loaded, decoder, threads=threads, slots=1 + chats))
+            pipeline = owner.call(lambda: open_pipeline(loaded, decoder, threads=threads, slots=1 + chats, cuda=cuda))
         except BaseException:
             owner.close()
             raise
@@ -102,6 +106,16 @@ class Session:
     def manifest(self) -> Manifest:
         """What the bundle says about the model."""
         return self._bundle.manifest
+
+    @property
+    def decoder_kind(self) -> Literal["onnx", "cuda"]:
+        """Which decoder answers: what "auto" has chosen."""
+        return self._pipeline.decoder_kind
+
+    def memory_report(self) -> MemoryReport:
+        """What the engines keep in memory, by purpose; waits for the answer that is being written."""
+        self._check_open()
+        return MemoryReport(tuple(sorted(self._owner.call(self._pipeline.memory), key=lambda use: -use.bytes)))
 
     @property
     def closed(self) -> bool:
@@ -244,9 +258,9 @@ class Session:
             with clock.stage("vision"):
                 pipeline.see(unseen, tiles)
             with clock.stage("fusion"):
-                inputs_embeds = pipeline.fuse(request, cache)
+                fused = pipeline.fuse(request, cache)
             with clock.stage("prefill"):
-                logits = pipeline.prefill(request, cache, inputs_embeds)
+                logits = pipeline.prefill(request, cache, fused)
             yield from pipeline.write(request, cache, logits)  # stages sample, detokenize, decode, in turn
 
         return self._submit(request, stages, turn, on_delta)

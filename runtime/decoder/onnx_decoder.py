@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bundle.manifest import GRAPH_DATA_SUFFIX
 from runtime.decoder.free_memory import return_free_memory
 from runtime.decoder.ort_session import SessionSettings, open_session, ort_errors, shrinking_options
 from runtime.decoder.token_table import TokenTable
 from runtime.errors import BundleError, ClosedError, EngineError, InputError, PromptError
+from runtime.memory import MemoryUse
 
 F32 = npt.NDArray[np.float32]
 
@@ -77,6 +79,11 @@ class OnnxDecoder:
         except BaseException:
             self._table.close()
             raise
+
+    @property
+    def kind(self) -> Literal["onnx"]:
+        """Its name in a manifest."""
+        return "onnx"
 
     @property
     def hidden(self) -> int:
@@ -175,6 +182,14 @@ class OnnxDecoder:
             for old, new in zip(origin.cache, state.cache, strict=True):
                 new[:, :, :length] = old[:, :, :length]
         state.length = length
+
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """The KV caches as they are reserved, and the weights as the graph stores them."""
+        self._check_open()
+        caches = sum(array.nbytes for state in self._slots for array in state.cache)
+        stored = self._files.model.with_name(self._files.model.name + GRAPH_DATA_SUFFIX)
+        size = stored.stat().st_size if stored.is_file() else self._files.model.stat().st_size
+        return (MemoryUse("KV cache", caches, "host"), MemoryUse("weights", size, "host", exact=False))
 
     def close(self) -> None:
         """Gives memory and threads back; harmless when repeated."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Generator, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime.fusion import PlacedIds
+from runtime.memory import MemoryUse
+from runtime.sampling import Draws
 
 F32 = npt.NDArray[np.float32]
 
@@ -28,6 +32,10 @@ class Decoder(Protocol):
     @property
     def max_seq_len(self) -> int:
         """Positions of a slot's KV cache."""
+
+    @property
+    def kind(self) -> Literal["onnx", "cuda"]:
+        """Which of the bundle's decoders it is."""
 
     def open(self, slots: int) -> None:
         """Gives the decoder this many slots, all empty; what older slots held is gone. InputError below one."""
@@ -57,5 +65,31 @@ class Decoder(Protocol):
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Makes ``target`` hold the first ``length`` positions of ``source``; InputError outside 0..length(source)."""
 
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """What it keeps in memory, by purpose."""
+
     def close(self) -> None:
         """Gives memory and threads back; harmless when repeated. Any other call after it is a ClosedError."""
+
+
+@runtime_checkable
+class SamplingDecoder(Protocol):
+    """A decoder that can also choose tokens where it computes them, without the logits coming to the host."""
+
+    def sampled(self, slot: int, token_id: int, draws: Draws) -> Generator[tuple[int, float], None, None]:
+        """Appends ``token_id``, chooses the next token (id, log-probability), appends that, and so on without end.
+
+        The tokens are those that `runtime.sampling.Sampler` chooses from the same logits with the same draws. While a
+        token is given out the next step runs already. ``length(slot)`` counts ``token_id`` and what was given out but
+        the last one, during the iteration and once it is closed: at most one step was in vain then. Any other call for
+        the decoder ends it. Raises PromptError when the slot is full, EngineError for logits that are not finite, and
+        for unknown ids as decode does.
+        """
+
+
+@runtime_checkable
+class FusingDecoder(Protocol):
+    """A decoder that can also look up and put together a prompt's embeddings itself."""
+
+    def prefill_ids(self, slot: int, placed: PlacedIds, *, num_logits: int = 1) -> F32:
+        """As `Decoder.prefill` for a prompt of token ids and image rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,16 @@ class TokenTable:
         found = b"".join(self._row(index) for index in ids.tolist())
         return np.frombuffer(found, self._dtype).reshape(len(ids), self.hidden).astype(np.float32)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the file's values are."""
+        return self._dtype
+
+    def rows_between(self, begin: int, end: int) -> npt.NDArray[Any]:
+        """Rows ``begin:end`` as they are stored; EngineError when the disk fails."""
+        what = f"rows {begin}..{end}"
+        return np.frombuffer(self._read(begin, end - begin, what), self._dtype).reshape(end - begin, self.hidden)
+
     def close(self) -> None:
         """Closes the file; harmless when repeated."""
         if self._open:
@@ -59,10 +70,14 @@ class TokenTable:
             os.close(self._file)
 
     def _row(self, index: int) -> bytes:
+        return self._read(index, 1, f"row {index}")
+
+    def _read(self, first: int, count: int, what: str) -> bytes:
+        wanted = count * self._row_bytes
         try:
-            row = os.pread(self._file, self._row_bytes, index * self._row_bytes)
+            found = os.pread(self._file, wanted, first * self._row_bytes)
         except OSError as problem:
-            raise EngineError(f"{self._path}: reading row {index} failed: {problem.strerror}") from problem
-        if len(row) != self._row_bytes:
-            raise EngineError(f"{self._path}: ends inside row {index}", hint=COPY_HINT)
-        return row
+            raise EngineError(f"{self._path}: reading {what} failed: {problem.strerror}") from problem
+        if len(found) != wanted:
+            raise EngineError(f"{self._path}: ends inside {what}", hint=COPY_HINT)
+        return found

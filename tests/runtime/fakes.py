@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from runtime import startup
 from runtime.bundle import Bundle, Manifest, load_bundle, parse_manifest, write_bundle
-from runtime.errors import ClosedError, EngineError, PromptError
+from runtime.errors import ClosedError, PromptError
+from runtime.memory import MemoryUse
 from runtime.session import Session
 from runtime.tiling import TileLayout
 from tests.runtime.bundle_example import FILES, manifest_json
@@ -72,7 +73,7 @@ def fake_bundle(path: Path, *, context: int = CONTEXT, video_frames: int = 4, ti
 class FakeDecoder:
     """Implements `runtime.decoder.Decoder` on lists of rows. Counts what it is asked to do."""
 
-    hidden, vocab = HIDDEN, VOCAB
+    kind, hidden, vocab = "onnx", HIDDEN, VOCAB
 
     def __init__(self, max_seq_len: int = CONTEXT, script: Script | None = None) -> None:
         self.max_seq_len = max_seq_len
@@ -118,6 +119,9 @@ class FakeDecoder:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.rows[target] = list(self.rows[source][:length])
+
+    def memory(self) -> tuple[MemoryUse, ...]:
+        return (MemoryUse("weights", 1000, "host"),)
 
     def close(self) -> None:
         self.closed += 1
@@ -205,9 +209,7 @@ def rig_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         fake_bundle(path, context=context, **bundle_options)
         decoder, vision = FakeDecoder(context, script), FakeVision()
 
-        def open_fake(bundle: Bundle, *, kind: str, threads: int | None, slots: int) -> FakeDecoder:
-            if kind == "cuda":
-                raise EngineError("no cuda here", hint="decoder='onnx'")
+        def open_fake(bundle: Bundle, *, slots: int, **options: object) -> FakeDecoder:
             decoder.open(slots)
             return decoder
 

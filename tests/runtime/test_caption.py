@@ -39,7 +39,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use_engines(monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
-    def open_fake(bundle: Bundle, *, kind: str, threads: int | None, slots: int) -> FakeDecoder:
+    def open_fake(bundle: Bundle, *, slots: int, **options: object) -> FakeDecoder:
         decoder = FakeDecoder(script=script)
         decoder.open(slots)
         return decoder

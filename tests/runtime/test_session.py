@@ -614,7 +614,7 @@ def test_opening_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     fake_bundle(tmp_path / "b")
     with pytest.raises(UsageError, match="max_pending is 0"):
         Session.open(tmp_path / "b", max_pending=0)
-    with pytest.raises(EngineError, match="cuda"):
+    with pytest.raises(BundleError, match="has no decoder 'cuda', only onnx"):
         Session.open(tmp_path / "b", decoder="cuda")
 
 

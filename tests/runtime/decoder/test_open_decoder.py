@@ -61,10 +61,10 @@ def test_threads_and_spinning_reach_the_engine(bundle: Bundle, monkeypatch: pyte
     assert [(s.threads, s.spin, slots) for s, slots in seen] == [(3, False, 1), (7, True, 5)]
 
 
-def test_cuda_is_refused_by_name(bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="'cuda' is not available") as caught:
+def test_a_bundle_without_the_cuda_decoder_is_refused_by_name(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="has no decoder 'cuda', only onnx") as caught:
         open_decoder(bundle, kind="cuda")
-    assert "onnx" in str(caught.value.hint)
+    assert "--decoder both" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
