@@ -169,7 +169,7 @@ __device__ __forceinline__ void prefill_body(const T* q, const KvTables& kv, Dec
 }
 
 #define ATTN_PREFILL(NAME, T, D, INT8)                                                                               \
-  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 2)                                                      \
+  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, D == 64 ? 3 : 2)                                        \
       NAME(const T* q, const unsigned long long* keys, const unsigned long long* values, int kv_heads, int capacity, \
            DecodeState* state, T* o, int tokens, int heads) {                                                        \
     prefill_body<T, D, INT8>(q, {keys, values, kv_heads, capacity}, state, o, tokens, heads);                        \

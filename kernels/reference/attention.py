@@ -93,29 +93,75 @@ def score_error(q: Values, keys: Values, pos: int) -> F64:
 
 
 def bounds(q: Values, keys: Values, values: Values, pos: int, dtype: str, *, quantized: bool = False) -> F64:
-    """f64 [M, HQ, D]: largest difference between a kernel's answer and `attention`.
+    """f64 [M, HQ, D]: largest difference between a kernel's answer, rounded to ``dtype``, and `attention`.
 
-    With weights w (sum 1) and answer o, weights that are off by a factor 1 + e_t, |e_t| <= e < 1, move the answer by at
-    most e / (1 - e) · sum w |v - o|. In e: the score (ln 2 times its error), two exponentials and, in prefill, one more
-    for every tile that follows, and the rounding of a weight to the type that the product with V takes; their sum is
-    taken after that rounding. A weight too small for f16 is off by half its least distance, of a maximum of 1. The
-    product with V and the sum of weights add 64 terms per tile, 4 warps and the tiles. ``quantized``: data times scale
-    of a value is rounded to the type too. Then the division and the rounding of the result.
+    ``quantized``: the cache is int8. `_moved` says what moves an answer before its rounding; then come the division
+    (ULP) and the rounding.
     """
     half, least = ROUNDING[dtype]
-    heads, kv_heads = q.shape[1], values.shape[0]
-    tiles = -(-(pos + q.shape[0]) // TILE)
-    s = scores(q, keys, pos)
+    s, wide = scores(q, keys, pos), np.repeat(values.astype(np.float64), q.shape[1] // values.shape[0], axis=0)
+    moved, _ = _moved(s, score_error(q, keys, pos), wide, dtype, -(-(pos + q.shape[0]) // TILE), quantized)
+    return np.asarray(moved + (half + ULP) * (np.abs(attention(q, keys, values, pos)) + moved) + least)
+
+
+def split_bounds(
+    q: Values, keys: Values, values: Values, pos: int, splits: int, dtype: str, *, quantized: bool = False
+) -> tuple[F64, F64]:
+    """Largest differences for the two results of `means` of a kernel's partials; 0 for splits that are not seen."""
+    tokens, heads, head_dim = q.shape
+    mean, weight = np.zeros((tokens, heads, splits, head_dim)), np.zeros((tokens, heads, splits))
+    s, error = scores(q, keys, pos), score_error(q, keys, pos)
+    wide = np.repeat(values.astype(np.float64), heads // values.shape[0], axis=0)
+    for split in range(min(splits, -(-keys.shape[1] // TILE))):
+        part = slice(split * TILE, (split + 1) * TILE)
+        seen = np.asarray(np.isfinite(s[..., part]).any(axis=2))
+        safe = np.where(seen[..., None], s[..., part], 0.0)
+        moved, relative = _moved(safe, error[..., part], wide[:, part], dtype, 1, quantized)
+        mean[:, :, split] = np.where(seen[..., None], moved, 0.0)
+        weight[:, :, split] = np.where(seen, relative / np.log(2), 0.0)
+    return mean, weight
+
+
+def combine_bounds(partials: npt.NDArray[np.floating], dtype: str) -> F64:
+    """f64 [M, HQ, D]: largest difference between attn_decode_combine's answer and `combine` of the same partials.
+
+    A split's share is off by its exponential and by the rounding of the difference of two maxima; the sums add the
+    splits; then the division and the rounding.
+    """
+    half, least = ROUNDING[dtype]
+    mean, weight = means(partials)
+    seen = np.isfinite(weight)
+    share = np.exp2(weight - weight.max(axis=2, keepdims=True))
+    share /= share.sum(axis=2, keepdims=True)
+    magnitude = (np.abs(mean) * share[..., None]).sum(axis=2)
+    head_dim = mean.shape[3]
+    largest = np.where(seen, np.abs(partials[..., head_dim].astype(np.float64)), 0.0).max(axis=2)
+    error = EXP2 + np.log(2) * 2 * ULP * largest + 2 * (mean.shape[2] + 2) * ULP
+    moved = 2 * error[..., None] * magnitude
+    return np.asarray(moved + (half + ULP) * (np.abs(combine(partials)) + moved) + least)
+
+
+def _moved(s: F64, s_error: F64, wide: F64, dtype: str, tiles: int, quantized: bool) -> tuple[F64, F64]:
+    """How far sum w v / sum w [M, HQ, D] may move before it is rounded, and sum w [M, HQ], relative.
+
+    s, s_error [M, HQ, T]: scores and their errors; wide [HQ, T, D]: values. With weights w (sum 1) and answer o,
+    weights that are off by a factor 1 + e_t, |e_t| <= e < 1, move the answer by at most e / (1 - e) · sum w |v - o|.
+    In e: the score (ln 2 times its error), two exponentials and, in prefill, one more for every tile that follows, and
+    the rounding of a weight to the type that the product with V takes; their sum is taken after that rounding. A weight
+    too small for f16 is off by half its least distance, of a maximum of 1. The product with V and the sum of weights
+    add 64 terms per tile, 4 warps and the tiles. ``quantized``: data times scale of a value is rounded to the type.
+    """
+    half, least = ROUNDING[dtype]
     weights = np.exp2(s - s.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
-    wide = np.repeat(values.astype(np.float64), heads // kv_heads, axis=0)
-    out = attention(q, keys, values, pos)
-    error = np.log(2) * score_error(q, keys, pos).max(axis=2) + (2 + tiles) * (EXP2 + ULP) + half
-    distance = np.abs(wide[None] - out[:, :, None, :])
-    moved = np.einsum("mht,mhtd->mhd", weights, distance) * (error / (1 - error))[..., None]
-    moved += least * np.einsum("mht,mhtd->mhd", (s > -np.inf).astype(np.float64), distance)
+    seen = (s > -np.inf).astype(np.float64)
+    error = np.log(2) * s_error.max(axis=2) + (2 + tiles) * (EXP2 + ULP) + half
+    error = error / (1 - error)
+    terms = 2 * (TILE + WARPS) + 2 * tiles
+    distance = np.abs(wide[None] - np.einsum("mht,htd->mhd", weights, wide)[:, :, None, :])
     magnitude = np.einsum("mht,htd->mhd", weights, np.abs(wide))
-    moved += (2 * (TILE + WARPS) + 2 * tiles) * SUM_ULP * magnitude
+    moved = np.einsum("mht,mhtd->mhd", weights, distance) * error[..., None]
+    moved += least * np.einsum("mht,mhtd->mhd", seen, distance) + terms * SUM_ULP * magnitude
     if quantized:
         moved += half * magnitude + least
-    return np.asarray(moved + (half + ULP) * (np.abs(out) + moved) + least)
+    return moved, error + least * seen.sum(axis=2) + terms * SUM_ULP
