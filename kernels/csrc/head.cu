@@ -39,16 +39,16 @@ __device__ __forceinline__ HeadPartial reduce_logits(float logit, int id, bool e
   return best;
 }
 
-// partials[tiles][M].
+// partials[tiles][M]. The weight holds ids first_id .. first_id+V-1: a large head comes in several pieces.
 template <typename T, int GROUP>
-__device__ __forceinline__ void head_argmax(const T* x, const T16Weights& w, HeadPartial* partials, int M, int V,
-                                            int K) {
+__device__ __forceinline__ void head_argmax(const T* x, const T16Weights& w, HeadPartial* partials, int first_id,
+                                            int M, int V, int K) {
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
   // Whole warps: lanes of a token beyond M reduce what gemv_tile left there and drop it.
   for (int i = threadIdx.x; i < T16_ROWS * GEMV_TOKENS; i += blockDim.x) {
     const int token = i / T16_ROWS, row = i % T16_ROWS, id = blockIdx.x * T16_ROWS + row;
-    const HeadPartial best = reduce_logits(gemv_sum(sums, token, row), id, id < V);
+    const HeadPartial best = reduce_logits(gemv_sum(sums, token, row), first_id + id, id < V);
     if (row == 0 && token < M) partials[static_cast<size_t>(blockIdx.x) * M + token] = best;
   }
 }
@@ -56,8 +56,8 @@ __device__ __forceinline__ void head_argmax(const T* x, const T16Weights& w, Hea
 #define HEAD_KERNEL extern "C" __global__ void __launch_bounds__(32 * GEMV_WARPS, 2)
 #define HEAD_ENTRIES(GROUP, T, NAME)                                                                         \
   HEAD_KERNEL head_argmax_g##GROUP##_##NAME(const T* x, const uint4* qw, const half2* sc, const uint8_t* zp, \
-                                            HeadPartial* partials, int M, int V, int K) {                    \
-    head_argmax<T, GROUP>(x, {qw, sc, zp}, partials, M, V, K);                                               \
+                                            HeadPartial* partials, int first_id, int M, int V, int K) {      \
+    head_argmax<T, GROUP>(x, {qw, sc, zp}, partials, first_id, M, V, K);                                     \
   }                                                                                                          \
   CUDA_KERNEL_EXPORT(head_argmax_g##GROUP##_##NAME)                                                          \
   HEAD_KERNEL head_logits_g##GROUP##_##NAME(const T* x, const uint4* qw, const half2* sc, const uint8_t* zp, \

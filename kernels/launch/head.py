@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from kernels.loading import Kernels
 
 
-def head_argmax(kernels: Kernels, stream: Stream, x: DeviceArray, w: T16Weight, partials: DeviceArray) -> None:
+def head_argmax(
+    kernels: Kernels, stream: Stream, x: DeviceArray, w: T16Weight, partials: DeviceArray, *, first_id: int = 0
+) -> None:
     """Of every tile of 16 ids: the largest logit, its id (the lowest on ties) and the sum of exp(logit - max).
 
     x T [M, K], M 1..8, T f16 or bf16; w.n is the vocabulary, rows of the padding neither win nor count; partials u8
-    [tiles, M, 16] (HeadPartial). The id is -1 where a logit is NaN or +inf; max and sum are 0 then. Raises ArrayError.
+    [tiles, M, 16] (HeadPartial). The id is -1 where a logit is NaN or +inf; max and sum are 0 then. first_id: the id
+    of the weight's first row, where it is a piece of a larger head. Raises ArrayError.
     """
     tokens = check_tokens(x, w)
     check_array("partials", partials, "u8", (w.tiles, tokens, HEAD_PARTIAL.itemsize))
-    launch_tiles(kernels, stream, "head_argmax", x, w, "Piii", partials.ptr, tokens, w.n, w.k)
+    launch_tiles(kernels, stream, "head_argmax", x, w, "Piiii", partials.ptr, first_id, tokens, w.n, w.k)
 
 
 def head_logits(kernels: Kernels, stream: Stream, x: DeviceArray, w: T16Weight, logits: DeviceArray) -> None:
