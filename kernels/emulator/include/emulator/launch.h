@@ -46,6 +46,23 @@ struct Export : Kernel {
   }
 };
 
+// Whether a kernel is wanted: EMULATOR_ONLY, if set, lists names between commas. Compiling few saves time.
+#ifndef EMULATOR_ONLY
+#define EMULATOR_ONLY ""
+#endif
+constexpr bool wanted(const char* name) {
+  const char* list = EMULATOR_ONLY;
+  if (*list == 0) return true;
+  while (*list != 0) {
+    const char* at = name;
+    while (*at != 0 && *at == *list) at++, list++;
+    if (*at == 0 && (*list == ',' || *list == 0)) return true;
+    while (*list != 0 && *list++ != ',') {
+    }
+  }
+  return false;
+}
+
 EMULATOR_UNSEEN const Kernel* kernel_named(const char* name) {
   for (const Kernel* kernel = kernels; kernel != nullptr; kernel = kernel->next)
     if (__builtin_strcmp(kernel->name, name) == 0) return kernel;
@@ -237,8 +254,13 @@ inline pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
 
 }  // namespace emulator
 
-#define EMULATOR_EXPORT(NAME) \
-  static emulator::Export emulator_export_##NAME(#NAME, NAME, [](void** p) { emulator::call_kernel(NAME, p); });
+#define EMULATOR_EXPORT(NAME)                                                                                     \
+  __attribute__((constructor)) static void emulator_export_##NAME() {                                             \
+    if constexpr (emulator::wanted(#NAME)) {                                                                      \
+      static emulator::Export made __attribute__((section(".data")))(                                             \
+          #NAME, NAME, [](void** params) { emulator::call_kernel(NAME, params); });                               \
+    }                                                                                                             \
+  }
 #define EMULATOR_API extern "C" __attribute__((visibility("default")))
 
 // What the last launch of this library refused or found; empty after one that succeeded.
