@@ -81,7 +81,19 @@ if __name__ == "__main__":
         license_files=["LICENSE"],
         python_requires=">=3.10,<3.14",
         packages=packages(),
-        package_data={"runtime": ["py.typed", "demo/**"], "kernels": ["py.typed", "csrc/*", "emulator/include/*", "emulator/*.json", "images/**", "nvrtc/*.json", "selftest/*.json"], "export": ["py.typed"]},
+        package_data={
+            "runtime": ["py.typed", "demo/**"],
+            "kernels": [
+                "py.typed",
+                "csrc/*",
+                "emulator/include/**",
+                "emulator/*.json",
+                "images/**",
+                "nvrtc/*.json",
+                "selftest/*.json",
+            ],
+            "export": ["py.typed"],
+        },
         install_requires=REQUIRES,
         extras_require=EXTRAS,
         entry_points={

@@ -56,7 +56,9 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> No
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"runtime", "kernels", "export", "models", "jetson", f"jetson_vlm-{__version__}.dist-info"}
     assert not [
-        name for name in wheel.namelist() if "test" in Path(name).name or name.startswith(("models/demo", "scripts"))
+        name
+        for name in wheel.namelist()
+        if Path(name).name.startswith("test") or name.startswith(("models/demo", "scripts"))
     ]
 
 
@@ -67,6 +69,14 @@ def test_wheel_holds_every_module_of_the_packages(wheel: zipfile.ZipFile) -> Non
         for path in (ROOT / top).rglob("*.py")
     }
     assert listed == {name for name in wheel.namelist() if name.endswith(".py")}
+
+
+def test_wheel_holds_the_sources_of_the_kernels_and_the_emulators_headers(wheel: zipfile.ZipFile) -> None:
+    """A board compiles them when no finished code fits it; a developer without a GPU runs them on the CPU."""
+    folders = (ROOT / "kernels" / "csrc", ROOT / "kernels" / "emulator" / "include")
+    sources = {str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert sources
+    assert sources <= set(wheel.namelist())
 
 
 def test_wheel_is_pure_python_and_leaves_the_namespace_open(wheel: zipfile.ZipFile) -> None:

@@ -42,6 +42,8 @@ HOMES = {
     "cv2": ("runtime/sources/", "runtime/drawing", "models/video_file"),
     "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
     "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
+    "cuda": ("kernels/driver/",),
+    "pycuda": ("kernels/driver/",),
     "torch": ("export/", "models/"),
     "transformers": ("export/", "models/"),
     "einops": ("export/", "models/"),
