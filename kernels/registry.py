@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kernels.kernel import Kernel
-from kernels.launch import attention, embed, gemv, head, kv, norm, sample
+from kernels.launch import attention, embed, gemv, head, kv, norm, resize, sample
 
 FAMILIES: tuple[tuple[Kernel, ...], ...] = (
     attention.KERNELS,
@@ -15,6 +15,7 @@ FAMILIES: tuple[tuple[Kernel, ...], ...] = (
     head.KERNELS,
     kv.KERNELS,
     norm.KERNELS,
+    resize.KERNELS,
     sample.KERNELS,
 )
 

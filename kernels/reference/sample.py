@@ -38,7 +38,7 @@ def margin_bound(vocab: int) -> float:
     2^-43.7 a token. A boundary is a partial sum against a part of the whole sum, so twice that in the worst case,
     and the whole is at least the best token's weight.
     """
-    return vocab * 2.0**-42.7 + 2.0**-50
+    return float(vocab * 2.0**-42.7 + 2.0**-50)
 
 
 def sample_greedy(logits: F32) -> list[Draw]:
