@@ -28,7 +28,7 @@ def exact_decoder(checkpoint: Path, out: Path, group_size: int) -> Any:
 
     out.mkdir()
 
-    def open_exact(bundle: Bundle, *, kind: str, threads: int | None, slots: int) -> OnnxDecoder:
+    def open_exact(bundle: Bundle, *, slots: int, **options: Any) -> OnnxDecoder:
         with open_decoder_checkpoint(checkpoint) as opened:
             length = bundle.manifest.decoder.max_seq_len
             record = write_decoder(opened, out, max_seq_len=length, group_size=group_size, accuracy_level=0)
