@@ -135,6 +135,25 @@ def board() -> Check:
     return Check("board", "ok", "none: this is not a Jetson")
 
 
+def kernels_check() -> Check:
+    """Say whether compiled kernels are installed, or what will compile them."""
+    from kernels.images import installed_images
+    from kernels.nvrtc.compiler import install_hint
+    from kernels.nvrtc.sources import source_files
+    from kernels.nvrtc.toolkit import find_toolkits
+
+    states = [installed_images(source) for source in source_files()]
+    whole = [arch for arch in states[0] if all(state[arch] is None for state in states)]
+    if whole:
+        return Check("kernels", "ok", f"compiled for {', '.join(whole)}")
+    if toolkits := find_toolkits():
+        names = " and ".join(sorted(toolkit.library.name for toolkit in toolkits))
+        why = "the first start on a GPU compiles them, which takes a while, and keeps the result"
+        return Check("kernels", "note", f"not compiled ahead; found {names}", why, "python -m kernels.build")
+    why = "the decoder 'cuda' cannot run without compiled kernels"
+    return Check("kernels", "note", "not compiled ahead, and there is no NVRTC", why, install_hint(12))
+
+
 def bundle_check(path: str) -> Check:
     """Open a bundle and check its files."""
     from runtime.bundle import load_bundle
@@ -151,7 +170,7 @@ def examine(bundle: str | None = None) -> Report:
     """Look at everything."""
     from runtime.bundle import cache_directory
 
-    checks = [*limits(cache_directory()), board(), *clashes()]
+    checks = [*limits(cache_directory()), board(), kernels_check(), *clashes()]
     if not any(installed(name) for name in OPENCV):
         checks.append(
             Check(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.nvrtc.toolkit import Toolkit
 from runtime import availability, doctor, machine
 from runtime.errors import ConfigError
 
@@ -117,6 +118,31 @@ def point(name: str, monkeypatch: pytest.MonkeyPatch) -> metadata.EntryPoint:
 
 
 @pytest.mark.usefixtures("quiet_machine")
+@pytest.mark.parametrize(
+    ("missing", "toolkits", "status", "told"),
+    [
+        ({"sm_90"}, (), "ok", "compiled for sm_87"),
+        ({"sm_87", "sm_90"}, ("libnvrtc.so.12",), "note", "found libnvrtc.so.12"),
+        ({"sm_87", "sm_90"}, (), "note", "there is no NVRTC"),
+    ],
+)
+def test_compiled_kernels_or_what_will_compile_them_are_named(
+    monkeypatch: pytest.MonkeyPatch, missing: set[str], toolkits: tuple[str, ...], status: str, told: str
+) -> None:
+    def installed(source: str) -> dict[str, str | None]:
+        # One missing source makes a whole target useless.
+        lacks = missing if source == "gemv.cu" else set()
+        return {arch: "not there" if arch in lacks else None for arch in ("sm_87", "sm_90")}
+
+    found = [Toolkit(Path("lib", name), 12, Path("include")) for name in toolkits]
+    monkeypatch.setattr("kernels.images.installed_images", installed)
+    monkeypatch.setattr("kernels.nvrtc.toolkit.find_toolkits", lambda: found)
+    check = doctor.kernels_check()
+    assert check.status == status
+    assert told in check.what
+    assert (check.fix is None) == (status == "ok")
+
+
 def test_board_is_found_through_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, (point("orin", monkeypatch),))
     assert doctor.board().what == "NVIDIA Jetson Orin Nano, L4T 36.4.3, 8.0 GiB"
