@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kernels.kernel import Kernel
-from kernels.launch import attention, embed, gemv, head, kv, norm, resize, sample
+from kernels.launch import attention, dequantize, embed, gemm, gemv, head, kv, norm, resize, sample
 
 FAMILIES: tuple[tuple[Kernel, ...], ...] = (
     attention.KERNELS,
+    dequantize.KERNELS,
     embed.KERNELS,
+    gemm.KERNELS,
     gemv.KERNELS,
     head.KERNELS,
     kv.KERNELS,
