@@ -12,7 +12,7 @@ from kernels.cases.cache import rounded
 from kernels.cases.gemv import Product, cases, product
 from kernels.kernel import Case
 from kernels.launch.gemv import KERNELS, gemv, gemv_residual, gemv_swiglu, warps_for
-from kernels.packing import IntWeight
+from kernels.packing import IntWeight, pack
 from kernels.packing.t16 import GROUP_SIZES
 from kernels.reference import gemv as reference
 from kernels.workbench import Workbench
@@ -150,6 +150,18 @@ def test_what_is_not_finite_reaches_its_token_and_no_other(bench: Workbench, dty
     for found in (bench.download(array).astype(np.float32) for array in (y, halves, residual)):
         assert np.isfinite(found[[0, 2]]).all()
         assert np.isnan(found[1]).all() if np.isnan(value) else not np.isfinite(found[1]).any()
+
+
+@pytest.mark.parametrize("group", GROUP_SIZES)
+def test_nothing_behind_the_arrays_is_read(bench: Workbench, group: int) -> None:
+    """All of them end where their memory ends, which the emulator guards; with groups of 32 half a tile is missing."""
+    k = 3 * group
+    of = product(11, 4, 512, k, group, "f16")
+    tensors = pack(of.weight, "t16")
+    assert [tensor.nbytes % 256 for tensor in (*tensors.values(), of.x.astype(np.float16))] == [0] * 4
+    expected = reference.gemv(of.x, of.dequantized())
+    bound = reference.rounding(expected, reference.accumulation(of.x, of.dequantized(), group), "f16")
+    assert (np.abs(output_of(bench, of) - expected) <= bound).all()
 
 
 def test_silu_of_large_gates_is_the_gate_or_zero(bench: Workbench) -> None:

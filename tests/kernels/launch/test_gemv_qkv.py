@@ -110,11 +110,11 @@ def test_values_are_those_of_the_plain_product(bench: Workbench) -> None:
     assert np.array_equal(left.cache["values"][:, :2].transpose(1, 0, 2), plain[:, HEADS + KV_HEADS :])
 
 
-@pytest.mark.parametrize("positions", [CAPACITY, CAPACITY - 3])
+@pytest.mark.parametrize("positions", [CAPACITY + 8, CAPACITY, CAPACITY - 3])
 def test_positions_beyond_the_cache_or_the_table_set_the_status_and_write_nothing(
     bench: Workbench, positions: int
 ) -> None:
-    of, last = make(3, 64), positions - 1
+    of, last = make(3, 64), min(positions, CAPACITY) - 1
     fits = step(bench, replace(of, x=of.x[:1]), last, head_dim=64, positions=positions)
     full = step(bench, of, last, head_dim=64, positions=positions)
     assert (fits.status, full.status) == (0, STATUS_FULL)
