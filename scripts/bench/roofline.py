@@ -58,14 +58,15 @@ class Board:
 
 AGX_TFLOPS = 33.7  # infinigence/ApxInf PR 74: 33.4 to 34.1
 BOARDS = (
-    # Clocks are the data sheets'. Nano and NX: nobody published a read test; the best published decode results imply 92 GB/s and more.
+    # Clocks are the data sheets'. Nano and NX: nobody published a read test; the best published decode results imply
+    # 92 GB/s and more.
     Board("Orin Nano 8GB (Super)", 8, 1.02, 102.4, 92.0, AGX_TFLOPS * 8 * 1.02 / (16 * 1.3), False),
     Board("Orin NX 16GB", 8, 0.918, 102.4, 92.0, AGX_TFLOPS * 8 * 0.918 / (16 * 1.3), False),
     Board("AGX Orin 64GB", 16, 1.3, 204.8, 152.8, AGX_TFLOPS, True),
     Board("AGX Thor", 20, 1.57, 273.0, 257.0, 135.0, True, own_prefill=False),
 )
 
-# Published decode speed: (system, board, model, tokens/s, GB a token of that model as run). docs/gpu.md has the sources.
+# Published decode speed: (system, board, model, tokens/s, GB a token of that model as run, our nearest model).
 DECODE_ROWS = (
     ("TinyChat", "AGX Orin 64GB", "NVILA-2B", 44.9, 1.16, "NVILA-Lite-2B"),
     ("TinyChat", "AGX Orin 64GB", "NVILA-8B", 32.8, 4.56, "NVILA-8B"),
@@ -77,7 +78,7 @@ DECODE_ROWS = (
     ("Edge-LLM 0.9", "AGX Orin 64GB", "Qwen3-8B", 32.5, 4.83, "NVILA-8B"),
     ("Edge-LLM 0.9", "AGX Thor", "Qwen3-8B", 49.3, 4.83, "NVILA-8B"),
 )
-# Published time to the first token: (system, board, model, prompt tokens, seconds, weights of its layers).
+# Published time to the first token: (…, prompt tokens, seconds, weights of its layers, our nearest model).
 QWEN3_8B, QWEN3_1B7, LLAMA3_8B = 6.946e9, 1.409e9, 6.979e9
 FIRST_TOKEN_ROWS = (
     ("TinyChat", "AGX Orin 64GB", "Llama-3-8B", 256, 0.166, LLAMA3_8B, "NVILA-8B"),
