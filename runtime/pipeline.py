@@ -15,7 +15,7 @@ import numpy.typing as npt
 from runtime.budget import memory_budget
 from runtime.bundle import Bundle
 from runtime.clock import StageClock
-from runtime.decoder import Decoder, FusingDecoder, SamplingDecoder
+from runtime.decoder import Decoder, FusingDecoder, PreprocessingDecoder, SamplingDecoder, TileMaker
 from runtime.detokenize import Detokenizer
 from runtime.errors import DeadlineError, PromptError
 from runtime.fusion import PlacedIds, fuse, place
@@ -85,9 +85,12 @@ class Pipeline:
         self._encoder = encoder
         self._vision = vision
         self._decoder = decoder
+        self.decoder_kind = decoder.kind
         self._sampling = decoder if isinstance(decoder, SamplingDecoder) else None
         self._fusing = decoder if isinstance(decoder, FusingDecoder) else None
-        self.decoder_kind = decoder.kind
+        self._tile_maker: TileMaker | None = None
+        if isinstance(decoder, PreprocessingDecoder):
+            self._tile_maker = decoder.tile_maker(self._vision_section)
         self._vision_bytes = memory_budget(bundle.manifest).vision_bytes
         self.slots = SlotPool(decoder, slots)
 
@@ -109,6 +112,8 @@ class Pipeline:
         """Stage "preprocess": tiles f32 [T, 3, S, S]; None for a picture whose embeddings are known."""
         if picture.embeds is not None or picture.rgb is None:
             return None
+        if self._tile_maker is not None:
+            return self._tile_maker.host_tiles(picture.rgb, picture.layout)
         return preprocess(picture.rgb, picture.layout, self._vision_section)
 
     def see(self, pictures: Sequence[Picture], tiles: Sequence[Embeds | None]) -> None:

@@ -12,7 +12,7 @@ from kernels.driver.protocol import DeviceMemory, Stream
 from kernels.launch.resize import AxisWeights, ResizePlan, resize_normalize
 from kernels.loading import Kernels
 from runtime.bundle.manifest import VisionSection
-from runtime.decoder.cuda.device_errors import device_errors
+from runtime.device_errors import device_errors
 from runtime.preprocess import Tiles, bounding_region, by_size, canvas_of, check_frame, value_table
 from runtime.resample import Canvas, Region, Resample, axis_weights, height_first
 from runtime.tiling import TileLayout
@@ -69,6 +69,11 @@ class CudaPreprocessor:
             self._kernels.device.copy_out(host, tiles.ptr, self._stream)
             self._stream.synchronize()
         return host
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that its buffers take now."""
+        return sum(memory.nbytes for memory in self._memory.values())
 
     def close(self) -> None:
         """Give the device memory back; harmless when repeated."""

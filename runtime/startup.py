@@ -34,8 +34,10 @@ def open_pipeline(
         text = open_decoder(bundle, kind=decoder, threads=threads, slots=slots, cuda=options, found=found)
         stack.callback(text.close)
         vision = open_vision(bundle, threads=threads)
+        stack.callback(vision.close)
+        pipeline = Pipeline(bundle, encoder, vision, text, slots)
         stack.pop_all()
-    return Pipeline(bundle, encoder, vision, text, slots)
+    return pipeline
 
 
 def _check_memory(bundle: Bundle, options: CudaOptions, found: FoundDevice | None, slots: int) -> None:

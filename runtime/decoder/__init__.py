@@ -14,7 +14,7 @@ from runtime.decoder.choice import DecoderKind, FoundDevice, find_device
 from runtime.decoder.onnx_decoder import OnnxDecoder, OnnxDecoderFiles
 from runtime.decoder.options import CudaOptions
 from runtime.decoder.ort_session import SessionSettings
-from runtime.decoder.protocol import Decoder, FusingDecoder, SamplingDecoder
+from runtime.decoder.protocol import Decoder, FusingDecoder, PreprocessingDecoder, SamplingDecoder, TileMaker
 from runtime.decoder.threads import cores_are_ours, default_threads
 from runtime.errors import BundleError, InputError
 
@@ -29,8 +29,10 @@ __all__ = [
     "FusingDecoder",
     "OnnxDecoder",
     "OnnxDecoderFiles",
+    "PreprocessingDecoder",
     "SamplingDecoder",
     "SessionSettings",
+    "TileMaker",
     "cores_are_ours",
     "default_threads",
     "find_device",

@@ -8,9 +8,12 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bundle.manifest import VisionSection
 from runtime.fusion import PlacedIds
 from runtime.memory import MemoryUse
 from runtime.sampling import Draws
+from runtime.tiling import TileLayout
+from runtime.types import ImageArray
 
 F32 = npt.NDArray[np.float32]
 
@@ -85,6 +88,21 @@ class SamplingDecoder(Protocol):
         the decoder ends it. Raises PromptError when the slot is full, EngineError for logits that are not finite, and
         for unknown ids as decode does.
         """
+
+
+class TileMaker(Protocol):
+    """Makes the tiles of one model's pictures on a decoder's device, as `runtime.preprocess` does on the CPU."""
+
+    def host_tiles(self, rgb: ImageArray, layout: TileLayout) -> F32:
+        """rgb u8 [H, W, 3] → tiles f32 [T, 3, S, S], the same bits as `runtime.preprocess.preprocess` gives."""
+
+
+@runtime_checkable
+class PreprocessingDecoder(Protocol):
+    """A decoder whose device can also make tiles."""
+
+    def tile_maker(self, vision: VisionSection) -> TileMaker:
+        """For the pictures of one model; closed with the decoder."""
 
 
 @runtime_checkable

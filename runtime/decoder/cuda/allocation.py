@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from kernels.arrays import DeviceArray
 from kernels.driver.protocol import Device, DeviceMemory
-from runtime.decoder.cuda.device_errors import MEMORY_HINT
 from runtime.decoder.cuda.plan import Item, pieces, purpose_bytes
+from runtime.device_errors import MEMORY_HINT
 from runtime.errors import MemoryLimitError
 from runtime.memory import MemoryUse
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.driver.protocol import Device
-from runtime.decoder.cuda.device_errors import device_errors, status_error
+from runtime.bundle.manifest import VisionSection
 from runtime.decoder.cuda.engine import CudaEngine
 from runtime.decoder.cuda.shape import STEP_TOKENS, CudaDecoderFiles
 from runtime.decoder.cuda.table import device_values
 from runtime.decoder.options import CudaOptions
+from runtime.decoder.protocol import TileMaker
 from runtime.decoder.token_table import TokenTable
+from runtime.device_errors import device_errors, status_error
 from runtime.errors import ClosedError, EngineError, InputError, PromptError
 from runtime.fusion import PlacedIds
 from runtime.memory import MemoryUse
@@ -149,6 +151,11 @@ class CudaDecoder:
                 self._engine.copy_prefix(source, target, length)
             self._engine.lengths[target] = length
 
+    def tile_maker(self, vision: VisionSection) -> TileMaker:
+        """Makes tiles on the decoder's device and stream."""
+        with self._call("preparing for pictures"):
+            return self._engine.tile_maker(vision)
+
     def memory(self) -> tuple[MemoryUse, ...]:
         """What it keeps allocated."""
         self._check_open()
@@ -225,7 +232,7 @@ class CudaDecoder:
         if status:
             raise status_error(status, f"at position {position}")
 
-    def _check_ids(self, ids: npt.NDArray[np.integer]) -> None:  # type: ignore[type-arg]
+    def _check_ids(self, ids: npt.NDArray[Any]) -> None:
         outside = ids[(ids < 0) | (ids >= self.vocab)]
         if len(outside):
             message = f"token id {outside[0]} is outside the table of {self.vocab} rows"

@@ -15,6 +15,7 @@ from kernels.launch.attention import partials_shape, split_positions
 from kernels.launch.kv import KvLayer
 from kernels.launch.sample import sample_filtered, sample_greedy
 from kernels.loading import Kernels
+from runtime.bundle.manifest import VisionSection
 from runtime.decoder.cuda.allocation import GRAPHS_BYTES, Allocation, shortage
 from runtime.decoder.cuda.cache import KvCache
 from runtime.decoder.cuda.forward import Forward, Span
@@ -40,6 +41,7 @@ from runtime.decoder.options import CudaOptions
 from runtime.decoder.token_table import TokenTable
 from runtime.fusion import PlacedIds
 from runtime.memory import MemoryUse
+from runtime.preprocess_cuda import CudaPreprocessor
 from runtime.sampling import Draws
 
 F32 = npt.NDArray[np.float32]
@@ -56,6 +58,7 @@ class CudaEngine:
         self, files: CudaDecoderFiles, options: CudaOptions, device: Device, table: TokenTable, slots: int
     ) -> None:
         self._files, self._options, self.device = files, options, device
+        self._tile_makers: list[CudaPreprocessor] = []
         with ExitStack() as stack:
             weights = WeightFile(files)
             stack.callback(weights.close)
@@ -168,11 +171,19 @@ class CudaEngine:
         """Copy positions between slots."""
         self._cache.copy_prefix(source, target, length)
 
+    def tile_maker(self, vision: VisionSection) -> CudaPreprocessor:
+        """Makes tiles on this device; its buffers grow with the pictures and are given back with the rest."""
+        maker = CudaPreprocessor(self.kernels, self.stream, vision)
+        self._tile_makers.append(maker)
+        self._stack.callback(maker.close)
+        return maker
+
     def uses(self) -> tuple[MemoryUse, ...]:
         """Allocated memory by purpose, and what the driver may take for graphs and modules."""
         pinned = MemoryUse("token ring", self._ring.nbytes, "host")
         driver = MemoryUse("graphs and modules", GRAPHS_BYTES, "device", exact=False)
-        return (*self._fixed.uses(), *self._cache.uses(), driver, pinned)
+        pictures = MemoryUse("pictures", sum(maker.nbytes for maker in self._tile_makers), "device")
+        return (*self._fixed.uses(), *self._cache.uses(), pictures, driver, pinned)
 
     def close(self) -> None:
         """Give everything back; harmless when repeated."""
