@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,7 @@ from kernels.driver.cuda_calls import Calls, import_bindings
 from kernels.driver.graphs import CudaCapture, captured
 from kernels.driver.handles import Handle, Handles, own, stream_handle
 from kernels.driver.protocol import Dim3, Event, Image, Stream
-from kernels.errors import ArrayError, ImageError
+from kernels.errors import ArrayError, ImageError, KernelError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
@@ -186,8 +186,11 @@ class BindingsModule(Handle):
 
     def function(self, name: str) -> BindingsFunction:
         self.require_open()
-        with self.device.active():
-            raw = self.device.calls("cuModuleGetFunction", self._raw, name.encode())
+        try:
+            with self.device.active():
+                raw = self.device.calls("cuModuleGetFunction", self._raw, name.encode())
+        except ImageError as error:
+            raise ImageError(f"the module has no kernel named {name}: {error}") from error
         return BindingsFunction(self, name, raw)
 
 
@@ -353,8 +356,11 @@ class BindingsDevice:
         self.calls("cuCtxPushCurrent", self._context)
         try:
             yield
-        finally:
-            self.calls("cuCtxPopCurrent")
+        except BaseException:
+            with suppress(KernelError):  # what failed in the block says more
+                self.calls("cuCtxPopCurrent")
+            raise
+        self.calls("cuCtxPopCurrent")
 
     def releasing(self, call: str, *args: Any) -> Any:
         """Return what gives a handle back."""

@@ -13,7 +13,7 @@ CAPTURE_UNSUPPORTED = 900
 CAPTURE_INVALIDATED = 901
 
 # "Leaves the process in an inconsistent state", or says that the context cannot be used any more.
-STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810})
+STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911})
 IMAGE = frozenset({200, 209, 218, 221, 222, 223, 300, 302, 303, NOT_FOUND})
 NO_DEVICE = frozenset({3, 34, 35, 46, 100, 101, 802, 803, 804})
 

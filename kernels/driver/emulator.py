@@ -117,6 +117,7 @@ class EmulatorEvent(Handle):
     """A time of the host's clock."""
 
     def __init__(self, device: EmulatorDevice, timing: bool) -> None:
+        self._device = device
         self._timing = timing
         self._at_ns: int | None = None
         super().__init__(device.handles, "event", lambda: None)
@@ -131,6 +132,7 @@ class EmulatorEvent(Handle):
 
     def synchronize(self) -> None:
         self.require_open()
+        self._device.handles.require_no_capture("cuEventSynchronize")
 
     def elapsed_ms(self, since: Event) -> float:
         self.require_open()

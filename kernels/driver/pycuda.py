@@ -29,7 +29,7 @@ from kernels.driver.graphs import CudaCapture, captured
 from kernels.driver.handles import Handle, Handles, own, stream_handle
 from kernels.driver.protocol import Dim3, Event, Image, Stream
 from kernels.driver.pycuda_context import PycudaContext
-from kernels.errors import ArrayError, DeviceError, NoDeviceError
+from kernels.errors import ArrayError, DeviceError, ImageError, NoDeviceError
 
 
 class PycudaMemory(Handle):
@@ -175,8 +175,11 @@ class PycudaModule(Handle):
     def function(self, name: str) -> PycudaFunction:
         self.require_open()
         if name not in self._functions:
-            with self.device.active():
-                self._functions[name] = self._raw.get_function(name)
+            try:
+                with self.device.active():
+                    self._functions[name] = self._raw.get_function(name)
+            except ImageError as error:
+                raise ImageError(f"the module has no kernel named {name}: {error}") from error
         return PycudaFunction(self, name)
 
     def raw_function(self, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kernels.driver.cuda_errors import code_of, driver_error
@@ -42,8 +42,11 @@ class PycudaContext:
             self._context.push()
             try:
                 yield
-            finally:
-                self._driver.Context.pop()
+            except BaseException:
+                with suppress(self._driver.Error):  # what failed in the block says more
+                    self._driver.Context.pop()
+                raise
+            self._driver.Context.pop()
 
     def close(self) -> None:
         """Give a retained context back; the application's is left alone."""

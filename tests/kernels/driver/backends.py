@@ -1,0 +1,72 @@
+"""Opening every backend for a test: the emulator, the two others on stand-ins, and on the real libraries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from kernels.driver import Device, open_device, pycuda_context
+from kernels.driver.protocol import Image
+from kernels.emulator import build_library
+from kernels.errors import NoDeviceError
+from kernels.images import image_for
+from tests.kernels.driver import bindings_standin, pycuda_standin
+from tests.kernels.driver.machine import Machine
+
+TRIAL = Path(__file__).with_name("trial.cu")
+STAND_INS = ("pycuda", "cuda_bindings")
+BACKENDS = [
+    "emulator",
+    "pycuda stand-in",
+    "cuda_bindings stand-in",
+    pytest.param("pycuda", marks=pytest.mark.gpu),
+    pytest.param("cuda_bindings", marks=pytest.mark.gpu),
+]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+
+
+@dataclass
+class Bench:
+    """One backend: how to open a device, and what its kernels' image is. machine: of a stand-in."""
+
+    open: Callable[[], Device]
+    image: Callable[[Device], Image]
+    machine: Machine | None = None
+
+
+@contextmanager
+def bench_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Make one of BACKENDS; skips where a real library or a GPU is missing."""
+    if name == "emulator":
+        yield Bench(lambda: open_device("emulator"), lambda device: build_library(TRIAL))
+    elif name.endswith("stand-in"):
+        backend: Literal["pycuda", "cuda_bindings"] = "pycuda" if name.startswith("pycuda") else "cuda_bindings"
+        with stand_ins(monkeypatch) as machine:
+            yield Bench(lambda: open_device(backend, 0), lambda device: os.fsencode(build_library(TRIAL)), machine)
+    else:
+        real: Literal["pycuda", "cuda_bindings"] = "pycuda" if name == "pycuda" else "cuda_bindings"
+        try:
+            open_device(real, 0).close()
+        except NoDeviceError as error:
+            pytest.skip(f"no GPU for {name}: {error}")
+        yield Bench(lambda: open_device(real, 0), lambda device: image_for(device, TRIAL))
+
+
+@contextmanager
+def stand_ins(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> Iterator[Machine]:
+    """Put both stand-ins, over one machine, in the place of the libraries."""
+    machine = machine or Machine()
+    for modules in (pycuda_standin.make_modules(machine), bindings_standin.make_modules(machine)):
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(pycuda_context, "driver_library", lambda: pycuda_standin.DriverLibrary(machine))
+    yield machine
+    machine.close()
