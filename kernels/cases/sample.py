@@ -39,7 +39,7 @@ def cases() -> Iterator[Case]:
     for number, setting in enumerate(SETTINGS):
         vocab = (515, 64, 1000)[number % 3]
         yield filtered_case(uniform(number, (vocab,), -6.0, 6.0).astype(np.float32), setting)
-    yield filtered_case(damaged[0], SETTINGS[1])
+    yield filtered_case(damaged[0], SETTINGS[1], "damaged ")
 
 
 def head_partials(logits: F32) -> npt.NDArray[np.void]:
@@ -71,7 +71,7 @@ def greedy_case(logits: F32, name: str) -> Case:
     return _case("sample_greedy", f"{name} {logits.shape}", run, reference.sample_greedy(logits))
 
 
-def filtered_case(logits: F32, setting: Mapping[str, Any]) -> Case:
+def filtered_case(logits: F32, setting: Mapping[str, Any], name: str = "") -> Case:
     """A draw; every third token counts as seen."""
     seen = np.arange(len(logits)) % 3 == 0
 
@@ -94,7 +94,7 @@ def filtered_case(logits: F32, setting: Mapping[str, Any]) -> Case:
     draw = reference.sample_filtered(logits, seen, STEP, **setting)
     if draw.margin < reference.margin_bound(len(logits)):
         raise ValueError(f"{setting}: the draw lies {draw.margin} from a boundary, so that its token is not certain")
-    return _case("sample_filtered", f"{len(logits)} {dict(setting)}", run, [draw])
+    return _case("sample_filtered", f"{name}{len(logits)} {dict(setting)}", run, [draw])
 
 
 def parameters(**setting: Any) -> npt.NDArray[np.uint8]:

@@ -55,7 +55,7 @@ __device__ __forceinline__ Pixel resized(const Source& source, const Axis& axis,
 // The first pass: out u8 [3][height][width], along x, or along y when `vertical`. The other axis keeps its pixels, from
 // `skip` on. Grid (ceil(width / 128), up to height).
 extern "C" __global__ void __launch_bounds__(RESIZE_THREADS)
-    resize_pass(const unsigned char* data, long long along, long long across, long long channel, int begin, int end,
+    resize_normalize_first(const unsigned char* data, long long along, long long across, long long channel, int begin, int end,
                 int colour, int skip, const int* table, int length, int vertical, unsigned char* out, int height,
                 int width) {
   const int x = blockIdx.x * RESIZE_THREADS + threadIdx.x;
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(RESIZE_THREADS)
       out[(static_cast<size_t>(c) * height + y) * width + x] = static_cast<unsigned char>(pixel.value[c]);
   }
 }
-CUDA_KERNEL_EXPORT(resize_pass)
+CUDA_KERNEL_EXPORT(resize_normalize_first)
 
 // The second pass: tiles T [n][3][side][side]. places i32 [gridDim.z][3]: number of the tile, its top and left in
 // results of the axes. values f32 [3][256]: what a byte becomes. Grid (ceil(side / 128), side, tiles of this size).

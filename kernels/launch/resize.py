@@ -169,7 +169,7 @@ def _first_pass(
     axis, row = plan.first, plan.columns.length * CHANNELS
     along, across = (row, CHANNELS) if plan.height_first else (CHANNELS, row)
     kernels.launch(
-        "resize_pass",
+        "resize_normalize_first",
         (-(-width // THREADS), min(height, MAX_GRID_Y), 1),
         (THREADS, 1, 1),
         0,
@@ -215,7 +215,7 @@ KERNELS = (
     Kernel(
         "resize_normalize",
         "resize.cu",
-        ("resize_pass", "resize_normalize_f32", "resize_normalize_f16", "resize_normalize_bf16"),
+        ("resize_normalize_first", "resize_normalize_f32", "resize_normalize_f16", "resize_normalize_bf16"),
         resize_normalize,
         reference,
     ),

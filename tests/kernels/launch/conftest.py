@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import pytest
@@ -23,16 +24,32 @@ def emulated(device: Device, source: str) -> Image:
     return compiled(source)
 
 
-@pytest.fixture
-def kernels() -> Iterator[Kernels]:
-    """Kernels of a fresh device: one that a test has lost is not the next one's."""
+@contextmanager
+def opened() -> Iterator[Kernels]:
+    """Kernels of a device of their own."""
     if shutil.which("g++") is None:
         pytest.skip("the emulator compiles with g++, and there is none")
     device = open_device("emulator")
     kernels = Kernels(device, image=emulated)
-    yield kernels
-    kernels.close()
-    device.close()
+    try:
+        yield kernels
+    finally:
+        kernels.close()
+        device.close()
+
+
+@pytest.fixture
+def kernels() -> Iterator[Kernels]:
+    """Kernels of a fresh device: one that a test has lost is not the next one's."""
+    with opened() as kernels:
+        yield kernels
+
+
+@pytest.fixture(scope="module")
+def lasting_kernels() -> Iterator[Kernels]:
+    """Kernels of one device for a whole file, as examples of hypothesis need them."""
+    with opened() as kernels:
+        yield kernels
 
 
 @pytest.fixture
