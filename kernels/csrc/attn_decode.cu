@@ -4,7 +4,7 @@
 // n single steps give, bit for bit.
 //
 // partials f32 [tokens][heads][splits][D + 4]: sum of 2^(s - max) v, then max, sum of 2^(s - max), two unused.
-// A split that a token does not see leaves max = -inf and sum = 0, and no values.
+// A split that a token does not see has max = -inf and sum = 0, and its values mean nothing.
 #include "attn.cuh"
 #include "element.cuh"
 #include "kv.cuh"
@@ -47,6 +47,9 @@ struct Split {
     return partials + (rows.index(r) * splits + blockIdx.x) * stride;
   }
 };
+
+// Maximum and sum of no position at all.
+__device__ __forceinline__ float2 unseen() { return make_float2(-infinity(), 0.f); }
 
 // Keys and values of the split on their way into shared memory: two groups of copies, the queries in the first.
 // int8 rows go through registers and are there after the next barrier.
@@ -136,19 +139,16 @@ __device__ __forceinline__ void split_values(const SplitTiles<D>& tiles, const S
     const int row = (lane >> 2) + 8 * i, r = first + row;
     if (r >= split.rows.count()) continue;
     float* out = split.partial(r);
-    const bool seen = split.visible(r) > 0;
-    if (seen) {
-      for (int n = 0; n < TILES; n++)
-        *reinterpret_cast<float2*>(out + (warp * TILES + n) * 8 + (lane & 3) * 2) =
-            make_float2(acc[n][2 * i], acc[n][2 * i + 1]);
-    }
+    for (int n = 0; n < TILES; n++)
+      *reinterpret_cast<float2*>(out + (warp * TILES + n) * 8 + (lane & 3) * 2) =
+          make_float2(acc[n][2 * i], acc[n][2 * i + 1]);
     if (warp == 0 && (lane & 3) == 0) {
       float largest = tiles.max[row], sum = tiles.sum[row];
       for (int w = 1; w < WARPS; w++) {
         largest = fmaxf(largest, tiles.max[w * ROWS + row]);
         sum += tiles.sum[w * ROWS + row];
       }
-      *reinterpret_cast<float2*>(out + D) = seen ? make_float2(largest, sum) : make_float2(-infinity(), 0.f);
+      *reinterpret_cast<float2*>(out + D) = split.visible(r) > 0 ? make_float2(largest, sum) : unseen();
     }
   }
 }
@@ -166,7 +166,7 @@ __device__ __forceinline__ void split_body(const T* q, const KvTables& kv, Decod
     atomicOr(&state->status, STATUS_FULL);
   if (split.base >= limit) {
     for (int r = threadIdx.x; r < rows.count(); r += ATTN_THREADS)
-      *reinterpret_cast<float2*>(split.partial(r) + D) = make_float2(-infinity(), 0.f);
+      *reinterpret_cast<float2*>(split.partial(r) + D) = unseen();
     return;
   }
   const int query_rows = (rows.count() + ROWS - 1) / ROWS * ROWS;
@@ -205,7 +205,7 @@ __device__ __forceinline__ void combine_body(const float* partials, T* o, int sp
   float sum = 0.f;
   for (int i = group; i < splits; i += GROUPS) {
     const float2 stats = *reinterpret_cast<const float2*>(in + i * (D + 4) + D);
-    if (stats.y == 0.f) continue;  // a split that this token does not see: no values were written
+    if (stats.y == 0.f) continue;  // a split that this token does not see: its values may be anything
     const float4 v = *reinterpret_cast<const float4*>(in + i * (D + 4) + lane * 4);
     const float c = exp2_fast(stats.x - largest);
     sum += c * stats.y;

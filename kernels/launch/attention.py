@@ -41,7 +41,7 @@ def partials_shape(tokens: int, heads: int, head_dim: int, splits: int) -> tuple
     """Shape of the f32 array between attn_decode_split and attn_decode_combine.
 
     A row: head_dim values (sum of 2^(s - max) v), the largest score s in base 2, the sum of 2^(s - max), two unused.
-    A split that a token does not see has -inf, 0 and no values.
+    A split that a token does not see has -inf and 0, and its values mean nothing.
     """
     return tokens, heads, splits, head_dim + PARTIAL_STATISTICS
 

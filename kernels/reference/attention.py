@@ -42,7 +42,7 @@ def attention(q: Values, keys: Values, values: Values, pos: int) -> F64:
 
 
 def split_partials(q: Values, keys: Values, values: Values, pos: int, splits: int, positions: int = TILE) -> F64:
-    """f64 [M, HQ, splits, D + 4] as `kernels.launch.attention.partials_shape` says; 0 where nothing is written."""
+    """f64 [M, HQ, splits, D + 4] as `kernels.launch.attention.partials_shape` says; 0 where values mean nothing."""
     tokens, heads, head_dim = q.shape
     out = np.zeros((tokens, heads, splits, head_dim + 4))
     out[..., head_dim] = -np.inf
