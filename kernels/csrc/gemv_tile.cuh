@@ -6,12 +6,11 @@
 // does. q - z goes into the mma exactly, sums are f32, and a group's scale multiplies the f32 sum of that group: a
 // weight costs no multiplication for it.
 //
-// Each warp has a run of whole steps along K and takes UNROLL of them at a time: all their weights are asked for before
-// any is used (4 KiB in flight per warp), and the inputs of a step AHEAD steps before they are. A step is 128 inputs
-// for groups of 128 (two tiles, one scale), else 64 (one tile, one or two scales). The sums of the warps meet in shared
-// memory and are added in the order of the warps. Nothing of this depends on M, so that a token's sums are the same
-// bits in any company; columns without a token repeat the last one. With groups of 32 the last step may be half:
-// activations beyond K are not read.
+// Each warp has a run of steps of 128 inputs (two tiles) along K and takes UNROLL of them at a time: all their weights
+// are asked for before any is used (1 KiB each), and the inputs of a step AHEAD steps before they are. What K leaves
+// beyond whole steps is the last warp's. The sums of the warps meet in shared memory and are added in the order of the
+// warps. Nothing of this depends on M, so that a token's sums are the same bits in any company; columns without a token
+// repeat the last one. Inputs beyond K are not read.
 #pragma once
 #include "t16.cuh"
 
@@ -21,111 +20,146 @@ constexpr int GEMV_PITCH = 20;  // floats per token: rows of 8 tokens fall into 
 
 using GemvSums = float[GEMV_WARPS][GEMV_TOKENS][GEMV_PITCH];
 
-template <int GROUP>
+// sums += x * (q - z) over two words, which are the 32 inputs that `run` has 8 of.
+template <typename T>
+__device__ __forceinline__ void gemv_add(float (&sums)[4], uint32_t word0, uint32_t word1, const uint4& run,
+                                         const T16Zeros<T>& zeros) {
+  uint32_t f[4], b[2];
+  t16_dequantize(f, word0, zeros);
+  t16_inputs(b, run, 0);
+  Element<T>::mma(sums, f, b);
+  t16_dequantize(f, word1, zeros);
+  t16_inputs(b, run, 1);
+  Element<T>::mma(sums, f, b);
+}
+
+// sums += part * the scales of rows g and g+8.
+__device__ __forceinline__ void gemv_scale(float (&sums)[4], const float (&part)[4], half2 scales) {
+  const float2 s = __half22float2(scales);
+  sums[0] = fmaf(part[0], s.x, sums[0]);
+  sums[1] = fmaf(part[1], s.x, sums[1]);
+  sums[2] = fmaf(part[2], s.y, sums[2]);
+  sums[3] = fmaf(part[3], s.y, sums[3]);
+}
+
+constexpr int RUN_INPUTS = 32;  // two words of every lane
+
+template <typename T, int GROUP>
 struct GemvStep {
-  static constexpr int TILES = GROUP == 128 ? 2 : 1;
-  static constexpr int GROUPS = GROUP == 32 ? 2 : 1;
+  static constexpr int TILES = 2;
   static constexpr int INPUTS = TILES * T16_INPUTS;
-  static constexpr int UNROLL = GROUP == 128 ? 4 : 8;
-  static constexpr int RUNS = 2 * TILES;             // of 8 inputs per lane
-  static constexpr int AHEAD = UNROLL / 2;           // steps whose inputs are asked for before they are needed
-  static constexpr int GROUP_RUNS = RUNS / GROUPS;
+  static constexpr int GROUPS = INPUTS / GROUP;
+  static constexpr int RUNS = INPUTS / RUN_INPUTS;
+  static constexpr int UNROLL = GROUP == 32 ? 2 : 4;  // groups of 32 have four times the scales to hold
+  static constexpr int AHEAD = 2;
 
   uint4 words[TILES];
   half2 scales[GROUPS];
   uint32_t zeros[GROUPS];
 
-  // qw, sc, zp: this lane's place in the step; groups: how many of the step exist.
-  __device__ __forceinline__ void load(const uint4* qw, const half2* sc, const uint8_t* zp, int groups) {
+  // qw, sc, zp: this lane's place in the step.
+  __device__ __forceinline__ void load(const uint4* qw, const half2* sc, const uint8_t* zp) {
 #pragma unroll
     for (int i = 0; i < TILES; i++) words[i] = ld_stream(qw + i * T16_TILE);
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) {
-      if (i > 0 && i >= groups) break;
       scales[i] = __ldg(sc + i * 8);
       zeros[i] = __ldg(zp + i * 8);
     }
   }
 
   // x: this lane's first input of the step.
-  template <typename T>
-  static __device__ __forceinline__ void load_inputs(uint4 (&runs)[RUNS], const T* x, int groups) {
+  static __device__ __forceinline__ void load_inputs(uint4 (&runs)[RUNS], const T* x) {
 #pragma unroll
-    for (int i = 0; i < RUNS; i++)
-      if (i < GROUP_RUNS || i / GROUP_RUNS < groups) runs[i] = __ldg(reinterpret_cast<const uint4*>(x + 32 * i));
+    for (int i = 0; i < RUNS; i++) runs[i] = __ldg(reinterpret_cast<const uint4*>(x + i * RUN_INPUTS));
   }
 
-  // sums += the step's part.
-  template <typename T>
-  __device__ __forceinline__ void add(float (&sums)[4], const uint4 (&runs)[RUNS], int groups) const {
+  __device__ __forceinline__ void add(float (&sums)[4], const uint4 (&runs)[RUNS]) const {
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) {
-      if (i > 0 && i >= groups) break;
       const T16Zeros<T> z = t16_zeros<T>(zeros[i]);
       float part[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-      for (int j = i * GROUP_RUNS; j < (i + 1) * GROUP_RUNS; j++) {
+      for (int j = i * RUNS / GROUPS; j < (i + 1) * RUNS / GROUPS; j++) {
         const uint4& w = words[j / 2];
-        add_word<T>(part, j % 2 ? w.z : w.x, runs[j], 0, z);
-        add_word<T>(part, j % 2 ? w.w : w.y, runs[j], 1, z);
+        gemv_add<T>(part, j % 2 ? w.z : w.x, j % 2 ? w.w : w.y, runs[j], z);
       }
-      const float2 s = __half22float2(scales[i]);
-      sums[0] = fmaf(part[0], s.x, sums[0]);
-      sums[1] = fmaf(part[1], s.x, sums[1]);
-      sums[2] = fmaf(part[2], s.y, sums[2]);
-      sums[3] = fmaf(part[3], s.y, sums[3]);
+      gemv_scale(sums, part, scales[i]);
     }
   }
-
-  template <typename T>
-  static __device__ __forceinline__ void add_word(float (&part)[4], uint32_t word, const uint4& run, int s,
-                                                  const T16Zeros<T>& z) {
-    uint32_t f[4], b[2];
-    t16_dequantize(f, word, z);
-    t16_inputs(b, run, s);
-    Element<T>::mma(part, f, b);
-  }
 };
+
+// This lane's places in a row of tiles; x is that of token g in the mma's columns.
+template <typename T>
+struct GemvLane {
+  const uint4* qw;
+  const half2* sc;
+  const uint8_t* zp;
+  const T* x;
+};
+
+// sums += steps first .. end - 1.
+template <typename T, int GROUP>
+__device__ __forceinline__ void gemv_steps(float (&sums)[4], const GemvLane<T>& lane, int first, int end) {
+  using Step = GemvStep<T, GROUP>;
+  const uint4* qw = lane.qw + static_cast<size_t>(first) * (Step::TILES * T16_TILE);
+  const half2* sc = lane.sc + first * (Step::GROUPS * 8);
+  const uint8_t* zp = lane.zp + first * (Step::GROUPS * 8);
+  const T* x = lane.x + first * Step::INPUTS;
+  for (int left = end - first; left > 0; left -= Step::UNROLL) {
+    Step batch[Step::UNROLL];
+    uint4 runs[Step::AHEAD][Step::RUNS];
+#pragma unroll
+    for (int u = 0; u < Step::UNROLL; u++)
+      if (u < left)
+        batch[u].load(qw + u * Step::TILES * T16_TILE, sc + u * Step::GROUPS * 8, zp + u * Step::GROUPS * 8);
+#pragma unroll
+    for (int u = 0; u < Step::AHEAD; u++)
+      if (u < left) Step::load_inputs(runs[u], x + u * Step::INPUTS);
+#pragma unroll
+    for (int u = 0; u < Step::UNROLL; u++) {
+      if (u < left) batch[u].add(sums, runs[u % Step::AHEAD]);
+      if (u + Step::AHEAD < Step::UNROLL && u + Step::AHEAD < left)
+        Step::load_inputs(runs[u % Step::AHEAD], x + (u + Step::AHEAD) * Step::INPUTS);
+    }
+    qw += Step::UNROLL * Step::TILES * T16_TILE;
+    sc += Step::UNROLL * Step::GROUPS * 8;
+    zp += Step::UNROLL * Step::GROUPS * 8;
+    x += Step::UNROLL * Step::INPUTS;
+  }
+}
+
+// sums += groups first .. end - 1, one at a time.
+template <typename T, int GROUP>
+__device__ __forceinline__ void gemv_groups(float (&sums)[4], const GemvLane<T>& lane, int first, int end) {
+  for (int group = first; group < end; group++) {
+    const T16Zeros<T> z = t16_zeros<T>(__ldg(lane.zp + group * 8));
+    float part[4] = {0.f, 0.f, 0.f, 0.f};
+    for (int run = group * (GROUP / RUN_INPUTS); run < (group + 1) * (GROUP / RUN_INPUTS); run++) {
+      const uint4 w = ld_stream(lane.qw + run / 2 * T16_TILE);
+      const uint4 inputs = __ldg(reinterpret_cast<const uint4*>(lane.x + run * RUN_INPUTS));
+      gemv_add<T>(part, run % 2 ? w.z : w.x, run % 2 ? w.w : w.y, inputs, z);
+    }
+    gemv_scale(sums, part, __ldg(lane.sc + group * 8));
+  }
+}
 
 // All threads of the block together; `shared` may be read afterwards (gemv_sum). x [tokens][K], K a multiple of GROUP.
 template <typename T, int GROUP>
 __device__ __forceinline__ void gemv_tile(GemvSums& shared, const T* x, const T16Weights& w, int tile, int tokens,
                                           int K) {
-  using Step = GemvStep<GROUP>;
+  using Step = GemvStep<T, GROUP>;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, g = lane >> 2, q = lane & 3;
-  const int groups = K / GROUP, steps = (K + Step::INPUTS - 1) / Step::INPUTS;
-  const int share = (steps + warps - 1) / warps, first = warp * share, end = min(first + share, steps);
-
-  const uint4* qw = w.qw + (static_cast<size_t>(tile) * steps + first) * (Step::TILES * T16_TILE) + lane;
-  const half2* sc = w.sc + (static_cast<size_t>(tile) * groups + first * Step::GROUPS) * 8 + g;
-  const uint8_t* zp = w.zp + (static_cast<size_t>(tile) * groups + first * Step::GROUPS) * 8 + g;
-  const T* token = x + static_cast<size_t>(min(g, tokens - 1)) * K + first * Step::INPUTS + q * 8;
+  const int groups = K / GROUP, steps = K / Step::INPUTS, tiles = (K + T16_INPUTS - 1) / T16_INPUTS;
+  const int share = (steps + warps - 1) / warps, first = min(warp * share, steps);
+  const GemvLane<T> at = {w.qw + static_cast<size_t>(tile) * tiles * T16_TILE + lane,
+                          w.sc + static_cast<size_t>(tile) * groups * 8 + g,
+                          w.zp + static_cast<size_t>(tile) * groups * 8 + g,
+                          x + static_cast<size_t>(min(g, tokens - 1)) * K + q * 8};
 
   float sums[4] = {0.f, 0.f, 0.f, 0.f};
-  for (int step = first; step < end; step += Step::UNROLL) {
-    Step batch[Step::UNROLL];
-    uint4 runs[Step::AHEAD][Step::RUNS];
-    const int here = groups - step * Step::GROUPS;  // groups from the batch's first on
-#pragma unroll
-    for (int u = 0; u < Step::UNROLL; u++)
-      if (step + u < end)
-        batch[u].load(qw + u * Step::TILES * T16_TILE, sc + u * Step::GROUPS * 8, zp + u * Step::GROUPS * 8,
-                      here - u * Step::GROUPS);
-#pragma unroll
-    for (int u = 0; u < Step::AHEAD; u++)
-      if (step + u < end) Step::load_inputs(runs[u], token + u * Step::INPUTS, here - u * Step::GROUPS);
-#pragma unroll
-    for (int u = 0; u < Step::UNROLL; u++) {
-      constexpr int AHEAD = Step::AHEAD;
-      if (step + u < end) batch[u].template add<T>(sums, runs[u % AHEAD], here - u * Step::GROUPS);
-      if (u + AHEAD < Step::UNROLL && step + u + AHEAD < end)
-        Step::load_inputs(runs[u % AHEAD], token + (u + AHEAD) * Step::INPUTS, here - (u + AHEAD) * Step::GROUPS);
-    }
-    qw += Step::UNROLL * Step::TILES * T16_TILE;
-    sc += Step::UNROLL * Step::GROUPS * 8;
-    zp += Step::UNROLL * Step::GROUPS * 8;
-    token += Step::UNROLL * Step::INPUTS;
-  }
+  gemv_steps<T, GROUP>(sums, at, first, min(first + share, steps));
+  if (GROUP < Step::INPUTS && warp == warps - 1) gemv_groups<T, GROUP>(sums, at, steps * Step::GROUPS, groups);
 
   shared[warp][2 * q][g] = sums[0];
   shared[warp][2 * q + 1][g] = sums[1];

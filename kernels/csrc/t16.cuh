@@ -45,15 +45,17 @@ __device__ __forceinline__ T16Zeros<T> t16_zeros(uint32_t packed);
 // no shift: (1024 + 16q) / 16 - (64 + z) in one fma, exact like everything here.
 template <>
 __device__ __forceinline__ T16Zeros<half> t16_zeros<half>(uint32_t packed) {
-  return {bits_as<half2>(0x64006400u + (packed & 15) * 0x00010001u),   // 1024 + z[g]
-          bits_as<half2>(0xd400d400u + (packed >> 4) * 0x00100010u)};  // -(64 + z[g+8])
+  const uint32_t both = packed * 0x00010001u;
+  return {bits_as<half2>(and_or(both, 0x000f000fu, 0x64006400u)),   // 1024 + z[g]
+          bits_as<half2>(and_or(both, 0x00f000f0u, 0xd400d400u))};  // -(64 + z[g+8])
 }
 
 // bf16 has 7: 0x4300 | q is 128 + q, and every nibble is shifted to the lowest place.
 template <>
 __device__ __forceinline__ T16Zeros<__nv_bfloat16> t16_zeros<__nv_bfloat16>(uint32_t packed) {
-  return {bits_as<__nv_bfloat162>(0xc300c300u + (packed & 15) * 0x00010001u),   // -(128 + z[g])
-          bits_as<__nv_bfloat162>(0xc300c300u + (packed >> 4) * 0x00010001u)};  // -(128 + z[g+8])
+  const uint32_t both = packed * 0x00010001u;
+  return {bits_as<__nv_bfloat162>(and_or(both, 0x000f000fu, 0xc300c300u)),        // -(128 + z[g])
+          bits_as<__nv_bfloat162>(and_or(both >> 4, 0x000f000fu, 0xc300c300u))};  // -(128 + z[g+8])
 }
 
 // q - z of the eight nibbles of a word, exact in T; see above for their places.
