@@ -1,6 +1,6 @@
 // dequantize: out[N][K] = (q - z) * s of a T16 weight, each product rounded once to T.
 //
-// grid: T16 tiles, ceil(K / 64 / 4); block: 4 warps, each one tile of 16 rows x 64 inputs. q - z has 5 bits and s 11, so
+// grid: T16 tiles, ceil(K / 256); block: 4 warps, each one tile of 16 rows x 64 inputs. q - z has 5 bits and s 11, so
 // their product in f32 is exact.
 #include "t16.cuh"
 

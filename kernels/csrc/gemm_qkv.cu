@@ -9,8 +9,8 @@ __device__ __forceinline__ void gemm_qkv_rope_kv(const T* x, const T16Weights& w
   const GemmLane<TOKENS> lane;
   GemmSums<TOKENS> sums;
   gemm_tile<T, GROUP, TOKENS, STAGES>(sums, x, w, shape, lane);
+  // Heads are whole blocks of 64 rows: no row is padding.
   gemm_for_each<TOKENS>(sums, shape, lane, [&](int token, int row, float first, float second) {
-    if (row >= shape.N) return;
     if (to.bias) {
       first += to.bias[row];
       second += to.bias[row + 8];
