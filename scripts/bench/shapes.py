@@ -23,6 +23,7 @@ class DecoderShape:
     ffn: int
     vocab: int
     group_size: int = 128
+    head_copies: int = 1  # 2: an 8-bit head, as two 4-bit halves side by side
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(N, K) of each product of a layer, and of the head."""
@@ -31,7 +32,7 @@ class DecoderShape:
             "o": (self.hidden, self.heads * self.head_dim),
             "gate_up": (2 * self.ffn, self.hidden),
             "down": (self.hidden, self.ffn),
-            "head": (-(-self.vocab // TILE_ROWS) * TILE_ROWS, self.hidden),
+            "head": (-(-self.vocab // TILE_ROWS) * TILE_ROWS, self.hidden * self.head_copies),
         }
 
     @property
