@@ -151,7 +151,7 @@ __device__ __forceinline__ void gemv_tile(GemvSums& shared, const T* x, const T1
   using Step = GemvStep<T, GROUP>;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, g = lane >> 2, q = lane & 3;
   const int groups = K / GROUP, steps = K / Step::INPUTS, tiles = (K + T16_INPUTS - 1) / T16_INPUTS;
-  const int share = (steps + warps - 1) / warps, first = min(warp * share, steps);
+  const int share = (steps + warps - 1) / warps, first = warp * share;
   const GemvLane<T> at = {w.qw + static_cast<size_t>(tile) * tiles * T16_TILE + lane,
                           w.sc + static_cast<size_t>(tile) * groups * 8 + g,
                           w.zp + static_cast<size_t>(tile) * groups * 8 + g,
