@@ -26,7 +26,7 @@ COMPILE_TIMEOUT_S = 600
 
 # No contraction: a*b+c rounds twice on every machine, so that results do not depend on the CPU.
 BASE_FLAGS = (
-    "-x", "c++", "-std=c++17", "-DCUDA_EMULATOR", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-x", "c++", "-std=gnu++17", "-DCUDA_EMULATOR", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
     "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno", "-fdata-sections", "-w",
 )  # fmt: skip
 MODE_FLAGS: dict[str, tuple[str, ...]] = {
@@ -51,13 +51,18 @@ def build_library(
     """
     path = directory / source
     command = [compiler(), *BASE_FLAGS, *MODE_FLAGS[mode], *machine_flags(), *(f"-D{define}" for define in defines)]
-    command += [f"-I{INCLUDE}", f"-I{directory}", f"-Wl,-T,{SHARED_MEMORY}"]
     library = cache_folder() / f"{path.stem}-{mode}-{_key(path, directory, command)}.so"
     if not library.exists():
         with _locked(library.with_suffix(".lock")):
             if not library.exists():
-                _compile(command, path, library)
+                _compile([*command, *_paths(path.parent, directory)], path, library)
     return library
+
+
+def _paths(folder: Path, directory: Path) -> list[str]:
+    """Where headers lie; messages name files without their folders, so that the library is the same everywhere."""
+    found = [f"-I{INCLUDE}", f"-I{directory}", f"-Wl,-T,{SHARED_MEMORY}"]
+    return found + [f"-ffile-prefix-map={place}/=" for place in {folder, directory, INCLUDE}]
 
 
 def cache_folder() -> Path:
@@ -103,7 +108,6 @@ def _key(path: Path, directory: Path, command: Sequence[str]) -> str:
     digest = hashlib.sha256(content)
     for header in [*sorted(directory.glob("*.cuh")), *sorted(INCLUDE.rglob("*.h")), SHARED_MEMORY]:
         digest.update(header.name.encode() + b"\0" + header.read_bytes())
-    # Where the headers lie changes nothing but the paths in messages.
     digest.update("\0".join([*command, _version(command[0])]).encode())
     return digest.hexdigest()[:24]
 

@@ -10,9 +10,9 @@ constexpr int POISON = 0xFF;            // uninitialised shared memory: NaN as f
 constexpr size_t MARGIN = 4096;         // around dynamic shared memory: not to be touched
 constexpr long MAX_IDLE_ROUNDS = 10000;  // of polling threads and nothing else before it is a deadlock
 #ifdef EMULATOR_TSAN
-constexpr int MIN_POOL = 512;  // fibers in turn: those of neighbouring blocks are different threads to TSan
+constexpr int SETS_OF_FIBERS = 2;  // used in turn: the threads of neighbouring blocks are different ones to TSan
 #else
-constexpr int MIN_POOL = 0;
+constexpr int SETS_OF_FIBERS = 1;
 #endif
 
 EMULATOR_UNSEEN size_t static_bytes() { return static_cast<size_t>(emulator_shared_end - emulator_shared_begin); }
@@ -49,8 +49,8 @@ EMULATOR_UNSEEN Fiber* make_fiber() {
   return fiber;
 }
 
-EMULATOR_UNSEEN Fiber* take_fiber() {
-  if (runtime->pool_first == nullptr || runtime->fibers_made < MIN_POOL) return make_fiber();
+EMULATOR_UNSEEN Fiber* take_fiber(int threads) {
+  if (runtime->pool_first == nullptr || runtime->fibers_made < SETS_OF_FIBERS * threads) return make_fiber();
   Fiber* fiber = runtime->pool_first;
   runtime->pool_first = fiber->pooled;
   return fiber;
@@ -66,7 +66,7 @@ EMULATOR_UNSEEN void give_fiber(Fiber* fiber) {  // to the end of the queue
 }
 
 EMULATOR_UNSEEN bool place_thread(Block* block, int i) {
-  Fiber* fiber = take_fiber();
+  Fiber* fiber = take_fiber(block->threads);
   if (fiber == nullptr) return false;
   allow(fiber->stack, STACK);
   const dim3 size = runtime->launch.block;

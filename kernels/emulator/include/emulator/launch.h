@@ -81,7 +81,9 @@ inline void on_fault(int signal, siginfo_t* info, void*) {
   const char* file = site == nullptr ? "its start" : site->file;
   const int line = site == nullptr ? 0 : site->line;
   char* const fault = static_cast<char*>(info->si_addr);
-  if (signal == SIGFPE)
+  if (signal == SIGILL)
+    fail("a trap, or code whose behaviour is undefined (after %s:%d)", file, line);
+  else if (signal == SIGFPE)
     fail("integer division by zero (after %s:%d)", file, line);
   else if (fault >= current->stack - STACK_GUARD && fault < current->stack)
     fail("the thread's stack of %zu bytes overflowed (after %s:%d)", STACK, file, line);
@@ -95,7 +97,7 @@ class FaultHandlers {
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &action, &before_[i]);
+    for (int i = 0; i < 4; i++) sigaction(SIGNALS[i], &action, &before_[i]);
     static_assert(sizeof stack_ >= 8192, "room for the handler");
     stack_t own = {};
     own.ss_sp = stack_;
@@ -103,13 +105,13 @@ class FaultHandlers {
     sigaltstack(&own, &stack_before_);
   }
   ~FaultHandlers() {
-    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &before_[i], nullptr);
+    for (int i = 0; i < 4; i++) sigaction(SIGNALS[i], &before_[i], nullptr);
     sigaltstack(&stack_before_, nullptr);
   }
 
  private:
-  static constexpr int SIGNALS[3] = {SIGSEGV, SIGBUS, SIGFPE};
-  struct sigaction before_[3];
+  static constexpr int SIGNALS[4] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+  struct sigaction before_[4];
   stack_t stack_before_;
   alignas(16) char stack_[16384];
 };
