@@ -9,14 +9,14 @@ struct GemmOutput {
   float* residual;
   int N;
 
-  __device__ __forceinline__ void store(int token, int row, float sum) const {
+  // `at`: of the token's first value.
+  __device__ __forceinline__ void store(size_t at, int row, float sum) const {
     if (row >= N) return;
-    const size_t at = static_cast<size_t>(token) * N + row;
     const float v = bias ? sum + bias[row] : sum;
     if (residual)
-      residual[at] += v;
+      residual[at + row] += v;
     else
-      y[at] = Element<T>::from_float(v);
+      y[at + row] = Element<T>::from_float(v);
   }
 };
 
@@ -26,10 +26,12 @@ __device__ __forceinline__ void gemm(const T* x, const T16Weights& w, const Gemm
   const GemmLane<TOKENS> lane;
   GemmSums<TOKENS> sums;
   gemm_tile<T, GROUP, TOKENS, STAGES>(sums, x, w, shape, lane);
-  gemm_for_each<TOKENS>(sums, shape, lane, [&](int token, int row, float first, float second) {
-    out.store(token, row, first);
-    out.store(token, row + 8, second);
-  });
+  gemm_for_each<TOKENS>(
+      sums, shape, lane, [&](int token) { return static_cast<size_t>(token) * shape.N; },
+      [&](size_t at, int row, float first, float second) {
+        out.store(at, row, first);
+        out.store(at, row + 8, second);
+      });
 }
 
 #define GEMM_ENTRY(TOKENS, GROUP, T, NAME)                                                                            \

@@ -9,14 +9,15 @@ __device__ __forceinline__ void gemm_qkv_rope_kv(const T* x, const T16Weights& w
   const GemmLane<TOKENS> lane;
   GemmSums<TOKENS> sums;
   gemm_tile<T, GROUP, TOKENS, STAGES>(sums, x, w, shape, lane);
-  // Heads are whole blocks of 64 rows: no row is padding.
-  gemm_for_each<TOKENS>(sums, shape, lane, [&](int token, int row, float first, float second) {
-    if (to.bias) {
-      first += to.bias[row];
-      second += to.bias[row + 8];
-    }
-    store_qkv<T>(to, token, row, first, second);
-  });
+  // A head is one block of 64 rows or two: the block's rows are of one head, and none is padding.
+  const int block_rows = GEMM_TILES * T16_ROWS, row = blockIdx.x * block_rows;
+  const int head = row / to.head_dim, first_row = row % to.head_dim - row;
+  gemm_for_each<TOKENS>(
+      sums, shape, lane, [&](int token) { return qkv_place<T>(to, token, head); },
+      [&](const QkvPlace<T>& place, int n, float first, float second) {
+        const float b = to.bias ? to.bias[n] : 0.f, b8 = to.bias ? to.bias[n + 8] : 0.f;
+        qkv_store(place, to.head_dim, (n + first_row) / T16_ROWS, lane.g, first + b, second + b8);
+      });
 }
 
 #define QKV_ENTRY(TOKENS, GROUP, T, NAME)                                                                       \

@@ -7,12 +7,12 @@ __device__ __forceinline__ void gemm_swiglu(const T* x, const T16Weights& w, T* 
   const GemmLane<TOKENS> lane;
   GemmSums<TOKENS> sums;
   gemm_tile<T, GROUP, TOKENS, STAGES>(sums, x, w, shape, lane);
-  const int channels = shape.N / 2;
-  gemm_for_each<TOKENS>(sums, shape, lane, [&](int token, int row, float gate, float up) {
-    if (row >= shape.N) return;
-    const size_t at = static_cast<size_t>(token) * channels + row / T16_ROWS * 8 + lane.g;
-    y[at] = Element<T>::from_float(gate / (1.f + __expf(-gate)) * up);
-  });
+  gemm_for_each<TOKENS>(
+      sums, shape, lane, [&](int token) { return y + static_cast<size_t>(token) * (shape.N / 2); },
+      [&](T* to, int row, float gate, float up) {
+        if (row >= shape.N) return;
+        to[row / T16_ROWS * 8 + lane.g] = Element<T>::from_float(gate / (1.f + __expf(-gate)) * up);
+      });
 }
 
 #define SWIGLU_ENTRY(TOKENS, GROUP, T, NAME)                                                                          \

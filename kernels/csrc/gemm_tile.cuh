@@ -169,21 +169,22 @@ __device__ __forceinline__ void gemm_tile(GemmSums<TOKENS>& sums, const T* x, co
   cp_async_wait<0>();
 }
 
-// Calls store(token, row, first, second) for every token below M and pair of weight rows of this thread: `first` is the
-// sum of `row`, the g-th of its T16 tile, `second` of row + 8; rows may lie beyond N.
-template <int TOKENS, typename Store>
+// For every token of this thread below M: at = begin(token), then store(at, row, first, second) for its pairs of weight
+// rows: `first` is the sum of `row`, the g-th of its T16 tile, `second` of row + 8. Rows may lie beyond N.
+template <int TOKENS, typename Begin, typename Store>
 __device__ __forceinline__ void gemm_for_each(const GemmSums<TOKENS>& sums, const GemmShape& shape,
-                                              const GemmLane<TOKENS>& lane, const Store& store) {
+                                              const GemmLane<TOKENS>& lane, const Begin& begin, const Store& store) {
 #pragma unroll
   for (int i = 0; i < GEMM_EIGHTS; i++)
 #pragma unroll
     for (int t = 0; t < 2; t++) {
       const int token = blockIdx.y * TOKENS + lane.token + 8 * i + 2 * lane.q + t;
       if (token >= shape.M) continue;
+      const auto at = begin(token);
 #pragma unroll
       for (int j = 0; j < GEMM_WARP_TILES<TOKENS>; j++) {
         const int row = (blockIdx.x * GEMM_TILES + lane.tile + j) * T16_ROWS + lane.g;
-        store(token, row, sums[j][i][t], sums[j][i][2 + t]);
+        store(at, row, sums[j][i][t], sums[j][i][2 + t]);
       }
     }
 }
