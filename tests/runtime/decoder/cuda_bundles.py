@@ -42,6 +42,9 @@ def demo_bundle(name: str, target: Path, *, accuracy_level: int = 0) -> Bundle:
             record = write_decoder(
                 checkpoint, folder, max_seq_len=length, kinds=("onnx", "cuda"), accuracy_level=accuracy_level
             )
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        unknown = {"bytes": 0, "sha256": "0" * 64}  # filled in when the bundle is written
+        manifest["files"] = {path.relative_to(folder).as_posix(): unknown for path in paths}
         manifest |= {"schema": 3, "decoder": record["decoder"], "quantization": record["quantization"]}
         return parse_manifest(manifest)
 
