@@ -33,8 +33,9 @@ def cases() -> Iterator[Case]:
     """Greedy for one token and for several, with ties and damaged logits; every filter alone and all together."""
     for tokens, vocab in ((1, 37), (4, 100)):
         yield greedy_case(uniform(tokens, (tokens, vocab), -9.0, 9.0).round().astype(np.float32), "ties")
-    damaged = uniform(3, (3, 64), -2.0, 2.0).astype(np.float32)
+    damaged = uniform(3, (4, 64), -2.0, 2.0).astype(np.float32)
     damaged[0, 5], damaged[1, 63], damaged[2] = np.nan, np.inf, -np.inf
+    damaged[3, 16:32] = -np.inf  # a whole tile of tokens that cannot come
     yield greedy_case(damaged, "damaged")
     for number, setting in enumerate(SETTINGS):
         vocab = (515, 64, 1000)[number % 3]
@@ -50,8 +51,11 @@ def head_partials(logits: F32) -> npt.NDArray[np.void]:
         part = logits[:, tile * TILE : (tile + 1) * TILE].astype(np.float64)
         peak = part.max(axis=1)
         bad = ~(peak < np.inf)
-        spread = part - np.where(np.isfinite(peak), peak, 0.0)[:, None]
-        partials[tile]["max"], partials[tile]["sum"] = peak, np.exp(np.where(bad[:, None], 0.0, spread)).sum(axis=1)
+        usable = np.isfinite(peak)  # the sum of a tile without a usable logit says nothing: NaN
+        sums = np.exp(part - np.where(usable, peak, 0.0)[:, None], where=usable[:, None], out=np.zeros_like(part)).sum(
+            1
+        )
+        partials[tile]["max"], partials[tile]["sum"] = peak, np.where(usable, sums, np.nan)
         partials[tile]["index"] = np.where(bad, -1, tile * TILE + part.argmax(axis=1))
     return partials
 

@@ -126,10 +126,9 @@ __device__ __forceinline__ Best best_of(const Row& row, float penalty, uint64_t*
   uint64_t best = rank_key(-infinity(), 0x7fffffff), next = best;
   int bad = 0;
   for (int id = threadIdx.x; id < row.vocab; id += RANK_THREADS) {
-    bad |= is_bad_logit(row.logits[id]);
     best = max(best, rank_key(row.logits[id], id));
     const float score = penalised(row, id, penalty);
-    bad |= is_bad_logit(score);
+    bad |= is_bad_logit(score);  // as the logit itself then is, or the penalty was too much for it
     next = max(next, rank_key(score, id));
   }
   bad = __syncthreads_or(bad);
@@ -202,8 +201,7 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS, 1)
     sum = score_row(row, best, params, scratch.of_warp);
     token = params.temperature > 0.f ? draw(row, params, state->step, scratch) : key_id(best.next);
   }
-  __syncthreads();  // state->step has been read
-  if (threadIdx.x != 0) return;
+  if (threadIdx.x != 0) return;  // the last barrier lies behind every read of state and seen
   const float logprob = best.bad ? nanf("") : logits[token] - best.peak - log_of_fixed(sum);
   if (token >= 0) seen[token >> 5] |= 1u << (token & 31);
   publish(state, ring, capacity, 0, token, logprob);

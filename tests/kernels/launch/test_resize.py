@@ -91,6 +91,21 @@ def test_parts_of_one_size_are_those_of_the_whole(bench: Workbench) -> None:
     assert np.isnan(many[5]).all()  # no place names it
 
 
+@pytest.mark.parametrize("height_first", [False, True])
+def test_a_plan_of_a_part_reads_that_part_of_the_picture(bench: Workbench, height_first: bool) -> None:
+    """A part of 8 x 9 with corner (11, 14) of 30 x 30; the picture's first rows and columns are not needed."""
+    image, whole = picture(90, 80), bench.empty((1, 3, 30, 30), "f32")
+    plan = replace(plan_for((90, 80), (30, 30), "bicubic", [(0, 0, 0)]), height_first=height_first)
+    launch(bench, image, plan, whole)
+    rows = AxisWeights(*axis_weights(90, 30, 11, 19, "bicubic"), 90)
+    columns = AxisWeights(*axis_weights(80, 30, 14, 23, "bicubic"), 80)
+    assert rows.used[0] > 0
+    assert columns.used[0] > 0
+    part = bench.empty((1, 3, 8, 8), "f32")
+    launch(bench, image, ResizePlan(rows, columns, [(0, 0, 1)], height_first), part)
+    assert np.array_equal(bench.download(part)[0], bench.download(whole)[0][:, 11:19, 15:23])
+
+
 def test_a_part_that_lies_on_the_canvas_alone_has_its_colour(bench: Workbench) -> None:
     """No result of the rows needs the picture, so there is nothing to resize first."""
     ones = np.full((4, 1), 1 << 22)

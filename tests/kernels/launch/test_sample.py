@@ -140,6 +140,24 @@ def test_choices_are_the_runtimes_from_the_same_logits(bench: Workbench) -> None
     assert uncertain <= 30  # edges that lie on a boundary by construction, as equal logits cut in half
 
 
+def test_a_draw_a_hair_from_a_boundary_falls_on_its_exact_side(bench: Workbench) -> None:
+    """Two tokens, the second so probable that the boundary is within an ulp of its logit from the random number."""
+    checked = 0
+    for seed in range(400):
+        uniform = reference.philox_uniform(seed, 0)
+        if uniform < 0.9:
+            continue
+        near = np.float32(np.log((1.0 - uniform) / uniform))
+        for logit in (np.nextafter(near, np.float32(0)), near, np.nextafter(near, np.float32(-99))):
+            logits = np.array([0.0, logit], np.float32)
+            draw = reference.sample_filtered(logits, np.zeros(2, np.bool_), 0, seed=seed)
+            if draw.margin > reference.margin_bound(2):
+                with Workbench(bench.kernels) as inner:
+                    assert choose(inner, logits, seed=seed).token == draw.token
+                checked += 1
+    assert checked > 80
+
+
 @pytest.mark.parametrize("spread", [0.5, 4.0])
 def test_a_vocabulary_of_qwens_size_is_sampled(bench: Workbench, spread: float) -> None:
     rng = np.random.default_rng(7)
@@ -199,7 +217,9 @@ def test_logits_without_probabilities_are_reported(bench: Workbench, setting: di
 
 def test_a_penalty_that_overflows_is_reported(bench: Workbench) -> None:
     logits = np.array([3e38, 1.0], np.float32)
-    assert choose(bench, logits, [0], repetition_penalty=0.1).status == STATUS_BAD_LOGITS
+    for temperature in (0.0, 1.0):
+        chosen = choose(bench, logits, [0], repetition_penalty=0.1, temperature=temperature)
+        assert (chosen.token, chosen.status) == (-1, STATUS_BAD_LOGITS)
 
 
 def test_the_state_moves_on_and_the_token_counts_as_seen(bench: Workbench) -> None:
