@@ -11,18 +11,24 @@ constexpr int ATTN_THREADS = 128;  // four warps
 // row r is token r / ratio, query head first_head + r % ratio.
 struct QueryRows {
   int tokens, heads, ratio, first_head;
+  uint32_t inverse;  // ceil(2^31 / ratio): r / ratio is r * inverse / 2^31, exactly while r * ratio < 2^31
+
+  __device__ __forceinline__ QueryRows(int tokens, int ratio, int kv_heads, int kv_head)
+      : tokens(tokens),
+        heads(ratio * kv_heads),
+        ratio(ratio),
+        first_head(ratio * kv_head),
+        inverse((0x80000000u + ratio - 1) / ratio) {}
   __device__ __forceinline__ int count() const { return tokens * ratio; }
-  __device__ __forceinline__ int token(int r) const { return r / ratio; }
+  __device__ __forceinline__ int token(int r) const {
+    return static_cast<int>((static_cast<uint64_t>(r) * inverse) >> 31);
+  }
   // Index in [tokens][heads].
-  __device__ __forceinline__ size_t index(int r) const {
-    return static_cast<size_t>(r / ratio) * heads + first_head + r % ratio;
+  __device__ __forceinline__ int index(int r) const {
+    const int m = token(r);
+    return m * heads + first_head + (r - m * ratio);
   }
 };
-
-__device__ __forceinline__ QueryRows query_rows(int tokens, int heads, int kv_heads, int kv_head) {
-  const int ratio = heads / kv_heads;
-  return {tokens, heads, ratio, kv_head * ratio};
-}
 
 // log2(e) / sqrt(D): scores are kept in base 2.
 template <int D>
@@ -38,24 +44,37 @@ __device__ __forceinline__ int tile_chunk(int row, int c) {
   return row * (D / 8) + (c ^ (row & 7));
 }
 
+// The chunks of a tile that a thread copies: one in every ROWS rows, always in the same place of its row, since ROWS is
+// a multiple of 8.
+template <int D>
+struct TileCopy {
+  static constexpr int ROWS = ATTN_THREADS / (D / 8);
+  static_assert(ROWS % 8 == 0, "a thread's chunks lie at the same place of their rows");
+  const int row = threadIdx.x / (D / 8), c = threadIdx.x % (D / 8);
+};
+
 // Starts copying ATTN_KEYS rows; rows from `valid` (at least 1) on become zero and are not read: what lies behind the
 // last position may be anything, and 0 * NaN would reach the sum.
 template <int D, typename T>
 __device__ __forceinline__ void copy_tile(uint4* tile, const T* source, int valid) {
+  const TileCopy<D> copy;
+  uint4* to = tile + tile_chunk<D>(copy.row, copy.c);
+  const T* from = source + threadIdx.x * 8;
 #pragma unroll
-  for (int i = threadIdx.x; i < ATTN_KEYS * (D / 8); i += ATTN_THREADS) {
-    const int row = i / (D / 8);
-    cp_async16(tile + tile_chunk<D>(row, i % (D / 8)), source + (row < valid ? i * 8 : 0), row < valid);
-  }
+  for (int row = 0; row < ATTN_KEYS; row += copy.ROWS)
+    cp_async16(to + row * (D / 8), from + row * D, copy.row + row < valid);
 }
 
-// Starts copying `count` query rows from row `first` on; rows beyond the last become zero.
+// Starts copying `count` query rows (a multiple of 16) from row `first` on; rows beyond the last become zero.
 template <int D, typename T>
 __device__ __forceinline__ void copy_queries(uint4* tile, const T* q, const QueryRows& rows, int first, int count) {
-  for (int i = threadIdx.x; i < count * (D / 8); i += ATTN_THREADS) {
-    const int row = i / (D / 8), c = i % (D / 8);
-    const bool valid = first + row < rows.count();
-    cp_async16(tile + tile_chunk<D>(row, c), q + (valid ? rows.index(first + row) * D + c * 8 : 0), valid);
+  const TileCopy<D> copy;
+  uint4* to = tile + tile_chunk<D>(copy.row, copy.c);
+#pragma unroll 1
+  for (int row = 0; row < count; row += copy.ROWS) {
+    const int r = first + copy.row + row;
+    const bool valid = r < rows.count();
+    cp_async16(to + row * (D / 8), q + (valid ? static_cast<size_t>(rows.index(r)) * D + copy.c * 8 : 0), valid);
   }
 }
 
@@ -79,29 +98,33 @@ __device__ __forceinline__ void widen(uint4 (&out)[2], const uint4& raw, float s
 // A tile of int8 rows on its way through registers: fetched early, stored (widened) when the shared tile is free.
 template <int D>
 struct Int8Tile {
-  static constexpr int CHUNKS = ATTN_KEYS * (D / 16) / ATTN_THREADS;  // of 16 values, per thread
+  static constexpr int ROWS = ATTN_THREADS / (D / 16);  // a thread has 16 values in every ROWS rows
+  static constexpr int CHUNKS = ATTN_KEYS / ROWS;
   uint4 raw[CHUNKS];
   float scale[CHUNKS];
 
   // Row r is to be times scales[r]; without scales it stays integers. Rows from `valid` on are zero and not read.
   __device__ __forceinline__ void fetch(const int8_t* rows, const half* scales, int valid) {
+    const int row = threadIdx.x / (D / 16);
+    const uint4* from = reinterpret_cast<const uint4*>(rows) + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
-      const int at = threadIdx.x + i * ATTN_THREADS, row = at / (D / 16);
-      raw[i] = row < valid ? __ldg(reinterpret_cast<const uint4*>(rows) + at) : make_uint4(0, 0, 0, 0);
-      scale[i] = scales && row < valid ? __half2float(scales[row]) : 1.f;
+      const bool inside = row + i * ROWS < valid;
+      raw[i] = inside ? __ldg(from + i * ATTN_THREADS) : make_uint4(0, 0, 0, 0);
+      scale[i] = scales && inside ? __half2float(scales[row + i * ROWS]) : 1.f;
     }
   }
 
   template <typename T>
   __device__ __forceinline__ void store(uint4* tile) const {
+    const int row = threadIdx.x / (D / 16), c = threadIdx.x % (D / 16) * 2;
+    uint4 *to = tile + tile_chunk<D>(row, c), *beside = tile + tile_chunk<D>(row, c + 1);
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
-      const int at = threadIdx.x + i * ATTN_THREADS, row = at / (D / 16), c = at % (D / 16);
       uint4 wide[2];
       widen<T>(wide, raw[i], scale[i]);
-      tile[tile_chunk<D>(row, 2 * c)] = wide[0];
-      tile[tile_chunk<D>(row, 2 * c + 1)] = wide[1];
+      to[i * ROWS * (D / 8)] = wide[0];
+      beside[i * ROWS * (D / 8)] = wide[1];
     }
   }
 };

@@ -34,17 +34,17 @@ struct SplitTiles {
 };
 
 // The positions of a block and where its results go.
+template <int D>
 struct Split {
   QueryRows rows;
   int pos, limit, base;  // of token 0; positions that there are; the first of this split
   float* partials;
-  int splits, stride;  // rows of `partials` per (token, head), floats per row
 
   // Positions of this split that query row r sees; 0 or less when none.
   __device__ __forceinline__ int visible(int r) const { return min(limit, pos + rows.token(r) + 1) - base; }
 
   __device__ __forceinline__ float* partial(int r) const {
-    return partials + (rows.index(r) * splits + blockIdx.x) * stride;
+    return partials + static_cast<size_t>(rows.index(r) * static_cast<int>(gridDim.x) + blockIdx.x) * (D + 4);
   }
 };
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void load_split(const SplitTiles<D>& tiles, const KvT
 // This warp's scores of 16 rows against 16 keys, in base 2; -inf where a row does not see the key. Each row's largest
 // goes to tiles.max.
 template <typename T, int D, bool INT8>
-__device__ __forceinline__ void split_scores(float (&s)[2][4], const SplitTiles<D>& tiles, const Split& split,
+__device__ __forceinline__ void split_scores(float (&s)[2][4], const SplitTiles<D>& tiles, const Split<D>& split,
                                              int first) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key = warp * WARP_KEYS + (lane & 3) * 2;
   add_scores<T, D, 2>(s, tiles.q, first, tiles.k, warp * WARP_KEYS);
@@ -124,7 +124,7 @@ __device__ __forceinline__ void split_weights(const float (&s)[2][4], const Spli
 
 // This warp's quarter of the dimensions: weights times values, and with the first warp the maxima and sums.
 template <typename T, int D>
-__device__ __forceinline__ void split_values(const SplitTiles<D>& tiles, const Split& split, int first) {
+__device__ __forceinline__ void split_values(const SplitTiles<D>& tiles, const Split<D>& split, int first) {
   constexpr int TILES = D / 8 / WARPS;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   float acc[TILES][4] = {};
@@ -156,15 +156,16 @@ __device__ __forceinline__ void split_values(const SplitTiles<D>& tiles, const S
 // Grid (splits, kv_heads). Positions at or beyond the capacity or the splits launched are not read: STATUS_FULL.
 template <typename T, int D, bool INT8>
 __device__ __forceinline__ void split_body(const T* q, const KvTables& kv, DecodeState* state, float* partials,
-                                           int tokens, int heads) {
+                                           int tokens, int ratio) {
   DYN_SMEM(uint4, shared);
-  const int pos = state->pos, slot = state->slot, splits = gridDim.x;
-  const QueryRows rows = query_rows(tokens, heads, kv.kv_heads, blockIdx.y);
-  const int limit = min(min(kv.capacity, splits * ATTN_KEYS), pos + tokens);
-  const Split split = {rows, pos, limit, static_cast<int>(blockIdx.x) * ATTN_KEYS, partials, splits, D + 4};
+  const int pos = state->pos, slot = state->slot;
+  const QueryRows rows(tokens, ratio, kv.kv_heads, blockIdx.y);
+  const int limit = min(min(kv.capacity, static_cast<int>(gridDim.x) * ATTN_KEYS), pos + tokens);
+  const Split<D> split = {rows, pos, limit, static_cast<int>(blockIdx.x) * ATTN_KEYS, partials};
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && limit < pos + tokens)
     atomicOr(&state->status, STATUS_FULL);
   if (split.base >= limit) {
+#pragma unroll 1
     for (int r = threadIdx.x; r < rows.count(); r += ATTN_THREADS)
       *reinterpret_cast<float2*>(split.partial(r) + D) = unseen();
     return;
@@ -175,6 +176,7 @@ __device__ __forceinline__ void split_body(const T* q, const KvTables& kv, Decod
   load_split<T, D, INT8>(tiles, kv, slot, split.base, limit - split.base);
   cp_async_wait<1>();
   __syncthreads();
+#pragma unroll 1
   for (int first = 0; first < rows.count(); first += ROWS) {
     if (first > 0) __syncthreads();  // the last pass has read its weights and sums
     float s[2][4] = {};
@@ -227,8 +229,8 @@ __device__ __forceinline__ void combine_body(const float* partials, T* o, int sp
 #define ATTN_SPLIT(NAME, T, D, INT8)                                                                                 \
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS)                                                         \
       NAME(const T* q, const unsigned long long* keys, const unsigned long long* values, int kv_heads, int capacity, \
-           DecodeState* state, float* partials, int tokens, int heads) {                                             \
-    split_body<T, D, INT8>(q, {keys, values, kv_heads, capacity}, state, partials, tokens, heads);                   \
+           DecodeState* state, float* partials, int tokens, int ratio) {                                             \
+    split_body<T, D, INT8>(q, {keys, values, kv_heads, capacity}, state, partials, tokens, ratio);                   \
   }                                                                                                                  \
   CUDA_KERNEL_EXPORT(NAME)
 #define ATTN_COMBINE(NAME, T, D)                                                                                     \

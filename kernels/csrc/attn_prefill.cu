@@ -139,7 +139,7 @@ __device__ __forceinline__ void store_rows(const Running<D>& run, const QueryRow
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     const int r = first + (lane >> 2) + 8 * i;
     if (r >= rows.count()) continue;
-    uint32_t* out = reinterpret_cast<uint32_t*>(o + rows.index(r) * D) + (lane & 3);
+    uint32_t* out = reinterpret_cast<uint32_t*>(o + static_cast<size_t>(rows.index(r)) * D) + (lane & 3);
 #pragma unroll
     for (int n = 0; n < D / 8; n++)
       out[n * 4] = Element<T>::pack(run.acc[n][2 * i] / sum, run.acc[n][2 * i + 1] / sum);
@@ -150,13 +150,13 @@ __device__ __forceinline__ void store_rows(const Running<D>& run, const QueryRow
 // read: STATUS_FULL.
 template <typename T, int D, bool INT8>
 __device__ __forceinline__ void prefill_body(const T* q, const KvTables& kv, DecodeState* state, T* o, int tokens,
-                                             int heads) {
+                                             int ratio) {
   DYN_SMEM(uint4, shared);
   const PrefillTiles<D> tiles(shared);
   const int pos = state->pos, limit = min(kv.capacity, pos + tokens);
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && limit < pos + tokens)
     atomicOr(&state->status, STATUS_FULL);
-  const QueryRows rows = query_rows(tokens, heads, kv.kv_heads, blockIdx.y);
+  const QueryRows rows(tokens, ratio, kv.kv_heads, blockIdx.y);
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS, warp_first = first + (threadIdx.x >> 5) * 16;
   const int end = min(limit, pos + rows.token(min(first + ROWS, rows.count()) - 1) + 1);
   copy_queries<D>(tiles.q, q, rows, first, ROWS);
@@ -169,10 +169,10 @@ __device__ __forceinline__ void prefill_body(const T* q, const KvTables& kv, Dec
 }
 
 #define ATTN_PREFILL(NAME, T, D, INT8)                                                                               \
-  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, D == 64 ? 3 : 2)                                        \
+  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, D == 64 && !INT8 ? 3 : 2)                               \
       NAME(const T* q, const unsigned long long* keys, const unsigned long long* values, int kv_heads, int capacity, \
-           DecodeState* state, T* o, int tokens, int heads) {                                                        \
-    prefill_body<T, D, INT8>(q, {keys, values, kv_heads, capacity}, state, o, tokens, heads);                        \
+           DecodeState* state, T* o, int tokens, int ratio) {                                                        \
+    prefill_body<T, D, INT8>(q, {keys, values, kv_heads, capacity}, state, o, tokens, ratio);                        \
   }                                                                                                                  \
   CUDA_KERNEL_EXPORT(NAME)
 

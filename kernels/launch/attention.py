@@ -132,7 +132,7 @@ def attn_prefill(
         state.ptr,
         o.ptr,
         tokens,
-        heads,
+        heads // kv.kv_heads,
     )
 
 
@@ -172,7 +172,7 @@ def _launch_split(
         state.ptr,
         partials.ptr,
         tokens,
-        heads,
+        heads // kv.kv_heads,
     )
 
 
