@@ -121,6 +121,7 @@ def test_commands_are_thin_names_of_the_modules(wheel: zipfile.ZipFile) -> None:
         "vlm-convert": "export.convert:main",
         "vlm-caption": "runtime.caption:main",
         "vlm-doctor": "runtime.doctor:main",
+        "vlm-selftest": "kernels.selftest.__main__:main",
     }
 
 
