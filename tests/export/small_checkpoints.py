@@ -15,7 +15,7 @@ from export.fingerprint import Fingerprint
 from export.stages import traced_key
 from export.vision.names import PROJECTOR_FILE, TOWER_FILE
 from export.vision.stored import FOLDER, TracedGraphs, write_traced
-from tests.decoder_models import Shape
+from tests.decoder_models import Shape, with_shape
 from tests.runtime.prompt_examples import CHATML_TEMPLATE, LLAVA_TEMPLATE, byte_level
 
 SIGLIP = {
@@ -46,9 +46,9 @@ def put(path: Path, value: Any) -> None:
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
 
 
-def write_llava(root: Path) -> Path:
-    """transformers' LLaVA layout: CLIP, two linear layers, Llama."""
-    shape = Shape(vocab=VOCAB)
+def write_llava(root: Path, **decoder: Any) -> Path:
+    """transformers' LLaVA layout: CLIP, two linear layers, Llama; ``decoder`` changes its shape."""
+    shape = with_shape(vocab=VOCAB, **decoder)
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

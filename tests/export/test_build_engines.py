@@ -135,6 +135,55 @@ def test_dry_run_writes_nothing_and_tells_sizes(
     assert built["bundle"]
 
 
+@pytest.fixture(scope="module")
+def wide_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose heads the CUDA kernels take."""
+    root = write_llava(tmp_path_factory.mktemp("checkpoints") / "wide", heads=2, kv_heads=1, head_dim=64)
+    return store_graphs(root)
+
+
+def decoder_files(bundle: Path) -> set[str]:
+    return {name for name in load_bundle(bundle).manifest.files if name.startswith("decoder/")}
+
+
+def test_auto_writes_both_decoders_where_the_kernels_take_them_and_says_where_not(
+    checkpoint: Path, wide_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, err = run(capsys, wide_heads, "--out", tmp_path / "wide", "--max-seq-len", "64")
+    assert code == 0
+    manifest = load_bundle(tmp_path / "wide").manifest
+    assert manifest.decoder.kinds == ("onnx", "cuda")
+    assert manifest.decoder.t16 is not None
+    assert manifest.decoder.t16.activations == "f16"
+    assert "(onnx and cuda)" in err
+    written = sum(manifest.files[name].bytes for name in decoder_files(tmp_path / "wide"))
+    assert abs(result["estimated_bytes"] - written) < 0.1 * written
+    _, _, err = run(capsys, checkpoint, "--out", tmp_path / "narrow")
+    assert load_bundle(tmp_path / "narrow").manifest.decoder.kinds == ("onnx",)
+    assert "without the CUDA decoder: head_dim is 32" in err
+
+
+def test_the_form_and_its_activations_are_part_of_what_a_stage_depends_on(
+    wide_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b"
+    made = []
+    for arguments in (("cuda",), ("cuda",), ("cuda", "--activations", "bf16"), ("onnx",), ("both",), ("auto",)):
+        code, result, _ = run(capsys, wide_heads, "--out", out, "--max-seq-len", "64", "--decoder", *arguments)
+        assert code == 0
+        made.append((result["stages"][1]["action"], decoder_files(out), load_bundle(out).manifest.decoder))
+    actions, files, decoders = zip(*made, strict=True)
+    assert actions == ("quantised", "unchanged", "quantised", "quantised", "quantised", "unchanged")
+    t16, table = "decoder/t16.safetensors", "decoder/token_embeds.bin"
+    graph = {"decoder/decoder.onnx", "decoder/decoder.onnx.data"}
+    assert files[0] == files[2] == {t16, table}
+    assert files[3] == {*graph, table}
+    assert files[4] == files[5] == {*graph, t16, table}
+    assert decoders[0].onnx is None
+    assert decoders[3].t16 is None
+    assert [decoder.t16.activations for decoder in (decoders[0], decoders[2], decoders[4])] == ["f16", "bf16", "f16"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
@@ -245,19 +294,25 @@ def die(*arguments, **settings):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     while True:
         signal.pause()
-build.write_decoder = die
-sys.exit(main(sys.argv[2:]))
+if sys.argv[2] == "weights":
+    from export.decoder import t16
+    t16.T16File.finish = die
+else:
+    build.write_decoder = die
+sys.exit(main(sys.argv[3:]))
 """
 
 
+@pytest.mark.parametrize("place", ["decoder", "weights"])
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
 def test_ended_build_leaves_the_old_bundle(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
+    wide_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, place: str
 ) -> None:
-    out = tmp_path / "b"
+    """Before the decoder, and when the weights of the CUDA decoder lack nothing but their digest."""
+    checkpoint, out = wide_heads, tmp_path / "b"
     run(capsys, checkpoint, "--out", out)
     digest = load_bundle(out).manifest.quantization.digest
-    command = [sys.executable, "-c", KILL, name, str(checkpoint), "--out", str(out), "--group-size", "64"]
+    command = [sys.executable, "-c", KILL, name, place, str(checkpoint), "--out", str(out), "--group-size", "64"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert ended.returncode == code
     assert load_bundle(out, "full").manifest.quantization.digest == digest
