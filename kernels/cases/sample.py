@@ -38,7 +38,7 @@ def cases() -> Iterator[Case]:
     damaged[3, 16:32] = -np.inf  # a whole tile of tokens that cannot come
     yield greedy_case(damaged, "damaged")
     for number, setting in enumerate(SETTINGS):
-        vocab = (515, 64, 1000)[number % 3]
+        vocab = (515, 64, 1000, 20, 37, 1025)[number]
         yield filtered_case(uniform(number, (vocab,), -6.0, 6.0).astype(np.float32), setting)
     yield filtered_case(damaged[0], SETTINGS[1], "damaged ")
 

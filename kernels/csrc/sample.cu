@@ -54,8 +54,8 @@ __device__ __forceinline__ float log_of_fixed(uint64_t total) {
 // One thread: the result of place `offset` of this step, for a host that polls `sequence`.
 __device__ __forceinline__ void publish(DecodeState* state, RingEntry* ring, int capacity, int offset, int token,
                                         float logprob) {
-  const int bits = token < 0 ? STATUS_BAD_LOGITS : 0, step = state->step + offset;
-  const int status = atomicOr(&state->status, bits) | bits;
+  const int step = state->step + offset, status = state->status | (token < 0 ? STATUS_BAD_LOGITS : 0);
+  state->status = status;  // this thread alone writes the state now
   volatile RingEntry* entry = ring + step % capacity;
   entry->token = token;
   entry->logprob = logprob;
