@@ -38,22 +38,14 @@ def fast() -> str:
 
 @pytest.fixture(scope="module")
 def tsan() -> Iterator[tuple[Worker, str]]:
-    library = str(build_library(SOURCE, "tsan"))
     with Worker("tsan") as worker:
-        worker.prepare(
-            f"{MODULE}:launch", library=library, entry="static_in_every_block", grid=2
-        )  # its fibers serve all forks
-        yield worker, library
+        yield worker, str(build_library(SOURCE, "tsan"))
 
 
 @pytest.fixture(scope="module")
 def asan() -> Iterator[tuple[Worker, str]]:
-    library = str(build_library(SOURCE, "asan"))
     with Worker("asan") as worker:
-        worker.prepare(
-            f"{MODULE}:launch", library=library, entry="static_in_every_block", grid=2
-        )  # its fibers serve all forks
-        yield worker, library
+        yield worker, str(build_library(SOURCE, "asan"))
 
 
 def test_kernels_that_break_no_rule_give_their_results(fast: str) -> None:
