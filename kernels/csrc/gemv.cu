@@ -48,15 +48,19 @@ __device__ __forceinline__ void gemv_swiglu(const T* x, const T16Weights& w, T* 
 }
 
 // q, k and v of the tokens, in the row order of qkv_order (kernels/packing/t16.py); see rope_kv.cuh.
+// A head is a whole number of tiles. The tokens' places are looked up before the product, whose barrier publishes them.
 template <typename T, int GROUP>
 __device__ __forceinline__ void gemv_qkv_rope_kv(const T* x, const T16Weights& w, const QkvTarget& to, int M, int K) {
   __shared__ GemvSums sums;
+  __shared__ QkvPlace<T> places[GEMV_TOKENS];
+  const int first_row = blockIdx.x * T16_ROWS, head = first_row / to.head_dim;
+  if (threadIdx.x < M) places[threadIdx.x] = qkv_place<T>(to, threadIdx.x, head);
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
   for (int i = threadIdx.x; i < 8 * M; i += blockDim.x) {
-    const int token = i / 8, row = i % 8, n = blockIdx.x * T16_ROWS + row;
+    const int token = i / 8, row = i % 8, n = first_row + row;
     const float first = gemv_sum(sums, token, row) + (to.bias ? to.bias[n] : 0.f);
     const float second = gemv_sum(sums, token, row + 8) + (to.bias ? to.bias[n + 8] : 0.f);
-    store_qkv<T>(to, token, n, first, second);
+    qkv_store(places[token], to.head_dim, (first_row - head * to.head_dim) / T16_ROWS, row, first, second);
   }
 }
 

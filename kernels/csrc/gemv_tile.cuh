@@ -16,6 +16,7 @@
 
 constexpr int GEMV_TOKENS = 8;
 constexpr int GEMV_WARPS = 8;
+constexpr int GEMV_SHARE = 4;   // steps that a warp takes at least: a block has a warp per 512 inputs, up to eight
 constexpr int GEMV_PITCH = 20;  // floats per token: rows of 8 tokens fall into different banks
 
 using GemvSums = float[GEMV_WARPS][GEMV_TOKENS][GEMV_PITCH];
@@ -149,9 +150,9 @@ template <typename T, int GROUP>
 __device__ __forceinline__ void gemv_tile(GemvSums& shared, const T* x, const T16Weights& w, int tile, int tokens,
                                           int K) {
   using Step = GemvStep<T, GROUP>;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, g = lane >> 2, q = lane & 3;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int groups = K / GROUP, steps = K / Step::INPUTS, tiles = (K + T16_INPUTS - 1) / T16_INPUTS;
-  const int share = (steps + warps - 1) / warps, first = warp * share;
+  const int share = max(GEMV_SHARE, (steps + GEMV_WARPS - 1) / GEMV_WARPS), first = warp * share;
   const GemvLane<T> at = {w.qw + static_cast<size_t>(tile) * tiles * T16_TILE + lane,
                           w.sc + static_cast<size_t>(tile) * groups * 8 + g,
                           w.zp + static_cast<size_t>(tile) * groups * 8 + g,
@@ -159,7 +160,8 @@ __device__ __forceinline__ void gemv_tile(GemvSums& shared, const T* x, const T1
 
   float sums[4] = {0.f, 0.f, 0.f, 0.f};
   gemv_steps<T, GROUP>(sums, at, first, min(first + share, steps));
-  if (GROUP < Step::INPUTS && warp == warps - 1) gemv_groups<T, GROUP>(sums, at, steps * Step::GROUPS, groups);
+  const bool last = threadIdx.x + 32 >= blockDim.x;
+  if (GROUP < Step::INPUTS && last) gemv_groups<T, GROUP>(sums, at, steps * Step::GROUPS, groups);
 
   shared[warp][2 * q][g] = sums[0];
   shared[warp][2 * q + 1][g] = sums[1];

@@ -52,10 +52,3 @@ __device__ __forceinline__ void qkv_store(const QkvPlace<T>& to, int head_dim, i
   to.out[d] = Element<T>::from_float(first);
   to.out[d + further] = Element<T>::from_float(second);
 }
-
-// One token's rows n and n + 8 of the whole product.
-template <typename T>
-__device__ __forceinline__ void store_qkv(const QkvTarget& to, int token, int n, float first, float second) {
-  const QkvPlace<T> place = qkv_place<T>(to, token, n / to.head_dim);
-  qkv_store(place, to.head_dim, n % to.head_dim / T16_ROWS, n % T16_ROWS, first, second);
-}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kernels.loading import Kernels
 
 MAX_WARPS = 8
-WARP_INPUTS = 512  # that a warp asks for at a time
+WARP_INPUTS = 512  # the least that a warp has, but for what is left over
 WEIGHT_SIGNATURE = "PPPP"
 
 
@@ -107,7 +107,7 @@ def gemv_qkv_rope_kv(
 
 
 def warps_for(inputs: int) -> int:
-    """Warps that share K: of K alone, since the order of the sums follows from it."""
+    """Warps that share K (gemv_tile.cuh: GEMV_SHARE): of K alone, since the order of the sums follows from it."""
     return min(MAX_WARPS, -(-inputs // WARP_INPUTS))
 
 
