@@ -78,21 +78,33 @@ __device__ __forceinline__ void copy_queries(uint4* tile, const T* q, const Quer
   }
 }
 
-// 16 int8 values as floats, exactly, times scale, rounded to T. A byte b + 128 put below the exponent of 2^23 is the
-// float 2^23 + 128 + b.
+// Four int8 values, each plus 128 as an unsigned byte, times scale: two pairs of T. A byte below the exponent of 2^23
+// (or of 2^10 in f16) is that power plus the byte, so that a subtraction makes the integer, exactly; times the scale it
+// is rounded once.
 template <typename T>
-__device__ __forceinline__ void widen(uint4 (&out)[2], const uint4& raw, float scale) {
-  const uint32_t words[4] = {raw.x ^ 0x80808080u, raw.y ^ 0x80808080u, raw.z ^ 0x80808080u, raw.w ^ 0x80808080u};
-  uint32_t pairs[8];
+__device__ __forceinline__ uint2 widen(uint32_t bytes, float scale) {
+  float v[4];
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const uint32_t word = words[i / 2];
-    const float first = __uint_as_float(__byte_perm(word, 0x4B000000u, i % 2 ? 0x7652 : 0x7650)) - 8388736.f;
-    const float second = __uint_as_float(__byte_perm(word, 0x4B000000u, i % 2 ? 0x7653 : 0x7651)) - 8388736.f;
-    pairs[i] = Element<T>::pack(first * scale, second * scale);
-  }
-  out[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-  out[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+  for (int i = 0; i < 4; i++)
+    v[i] = (__uint_as_float(__byte_perm(bytes, 0x4B000000u, 0x7650 + i)) - (8388608.f + 128.f)) * scale;
+  return make_uint2(Element<T>::pack(v[0], v[1]), Element<T>::pack(v[2], v[3]));
+}
+
+template <>
+__device__ __forceinline__ uint2 widen<half>(uint32_t bytes, float scale) {
+  const half2 offset = __float2half2_rn(1024.f + 128.f), factor = __float2half2_rn(scale);
+  const half2 low = __hsub2(bits_as<half2>(__byte_perm(bytes, 0x64646464u, 0x4140)), offset);
+  const half2 high = __hsub2(bits_as<half2>(__byte_perm(bytes, 0x64646464u, 0x4342)), offset);
+  return make_uint2(bits_as<uint32_t>(__hmul2(low, factor)), bits_as<uint32_t>(__hmul2(high, factor)));
+}
+
+// 16 int8 values times scale, rounded to T.
+template <typename T>
+__device__ __forceinline__ void widen_chunk(uint4 (&out)[2], const uint4& raw, float scale) {
+  const uint2 a = widen<T>(raw.x ^ 0x80808080u, scale), b = widen<T>(raw.y ^ 0x80808080u, scale);
+  const uint2 c = widen<T>(raw.z ^ 0x80808080u, scale), d = widen<T>(raw.w ^ 0x80808080u, scale);
+  out[0] = make_uint4(a.x, a.y, b.x, b.y);
+  out[1] = make_uint4(c.x, c.y, d.x, d.y);
 }
 
 // A tile of int8 rows on its way through registers: fetched early, stored (widened) when the shared tile is free.
@@ -122,7 +134,7 @@ struct Int8Tile {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       uint4 wide[2];
-      widen<T>(wide, raw[i], scale[i]);
+      widen_chunk<T>(wide, raw[i], scale[i]);
       to[i * ROWS * (D / 8)] = wide[0];
       beside[i * ROWS * (D / 8)] = wide[1];
     }

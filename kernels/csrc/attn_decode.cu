@@ -80,6 +80,7 @@ __device__ __forceinline__ void split_scores(float (&s)[2][4], const SplitTiles<
   add_scores<T, D, 2>(s, tiles.q, first, tiles.k, warp * WARP_KEYS);
 #pragma unroll
   for (int i = 0; i < 2; i++) {  // rows lane / 4 and lane / 4 + 8
+    if (first + 8 * i >= split.rows.count()) break;
     const int row = (lane >> 2) + 8 * i, seen = split.visible(first + row);
     float largest = -infinity();
 #pragma unroll
@@ -98,12 +99,15 @@ __device__ __forceinline__ void split_scores(float (&s)[2][4], const SplitTiles<
 }
 
 // Weights 2^(s - max), rounded to T as the product with V takes them, into tiles.p; their sums into tiles.sum. The sum
-// is that of the rounded weights, so that rounding moves the weights against each other and never their total.
+// is that of the rounded weights, so that rounding moves the weights against each other and never their total. Eight
+// rows that there are not have no weights: what the product makes of them is not stored.
 template <typename T, int D>
-__device__ __forceinline__ void split_weights(const float (&s)[2][4], const SplitTiles<D>& tiles) {
+__device__ __forceinline__ void split_weights(const float (&s)[2][4], const SplitTiles<D>& tiles,
+                                              const Split<D>& split, int first) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
+    if (first + 8 * i >= split.rows.count()) break;
     const int row = (lane >> 2) + 8 * i;
     float largest = tiles.max[row], sum = 0.f;
 #pragma unroll
@@ -182,7 +186,7 @@ __device__ __forceinline__ void split_body(const T* q, const KvTables& kv, Decod
     float s[2][4] = {};
     split_scores<T, D, INT8>(s, tiles, split, first);
     __syncthreads();
-    split_weights<T, D>(s, tiles);
+    split_weights<T, D>(s, tiles, split, first);
     cp_async_wait<0>();
     __syncthreads();
     split_values<T, D>(tiles, split, first);
