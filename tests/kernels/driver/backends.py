@@ -22,7 +22,7 @@ from tests.kernels.driver import bindings_standin, pycuda_standin
 from tests.kernels.driver.machine import Machine
 
 TRIAL = Path(__file__).with_name("trial.cu")
-STAND_INS = ("pycuda", "cuda_bindings")
+STUB = "VLM_TEST_STUB_CUDA"  # set where libcuda.so.1 is stub_cuda.cpp
 BACKENDS = [
     "emulator",
     "pycuda stand-in",
@@ -57,7 +57,12 @@ def bench_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             open_device(real, 0).close()
         except NoDeviceError as error:
             pytest.skip(f"no GPU for {name}: {error}")
-        yield Bench(lambda: open_device(real, 0), lambda device: image_for(device, TRIAL))
+        yield Bench(lambda: open_device(real, 0), real_image)
+
+
+def real_image(device: Device) -> Image:
+    """What a GPU runs; for the stub the path of an emulator's library."""
+    return os.fsencode(build_library(TRIAL)) + b"\0" if STUB in os.environ else image_for(device, TRIAL)
 
 
 @contextmanager
