@@ -55,9 +55,14 @@ __device__ __forceinline__ void weigh(uint32_t (&p)[4][4], float (&s)[8][4], Run
       float& value = s[n >> 1][2 * i + (n & 1)];
       value *= score_scale<D>();
       if constexpr (INT8) value *= k_scales[t];
-      if (t >= seen) value = -infinity();
-      largest = fmaxf(largest, value);
     }
+    if (seen < ATTN_KEYS) {  // the last tiles alone
+#pragma unroll
+      for (int n = 0; n < 16; n++)
+        if ((n >> 1) * 8 + (lane & 3) * 2 + (n & 1) >= seen) s[n >> 1][2 * i + (n & 1)] = -infinity();
+    }
+#pragma unroll
+    for (int n = 0; n < 16; n++) largest = fmaxf(largest, s[n >> 1][2 * i + (n & 1)]);
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
     const float shrink = exp2_fast(run.max[i] - largest);
