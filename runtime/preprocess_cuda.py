@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.arrays import NUMPY, DeviceArray, DType
+from kernels.arrays import NUMPY, DeviceArray, DType, from_host_dtype
 from kernels.driver.protocol import DeviceMemory, Stream
 from kernels.launch.resize import AxisWeights, ResizePlan, resize_normalize
 from kernels.loading import Kernels
@@ -62,13 +62,13 @@ class CudaPreprocessor:
         return tiles
 
     def host_tiles(self, rgb: ImageArray, layout: TileLayout) -> Tiles:
-        """The tiles f32 in host memory, for an engine that takes them from there. Needs dtype f32."""
+        """The tiles f32 in host memory, for an engine that takes them from there."""
         tiles = self.tiles(rgb, layout)
-        host = np.empty(tiles.shape, np.float32)
+        host = np.empty(tiles.shape, NUMPY[self._dtype])
         with device_errors(MAKING):
             self._kernels.device.copy_out(host, tiles.ptr, self._stream)
             self._stream.synchronize()
-        return host
+        return from_host_dtype(host, self._dtype).astype(np.float32, copy=False)
 
     @property
     def nbytes(self) -> int:

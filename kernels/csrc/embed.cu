@@ -62,8 +62,8 @@ __device__ __forceinline__ void embed(const T* table, const float* scales, Piece
   token_row(state->token[m], table, scales, piece, state, residual + static_cast<size_t>(m) * hidden, hidden);
 }
 
-// A prompt: out f32 [S][hidden] from ids i32 [S]; id >= 0 is a token, -1 - j is row j of images f32 [image_rows][hidden].
-// Grid (S, ceil(hidden / 1024)).
+// A prompt: out f32 [S][hidden] from ids i32 [S]; id >= 0 is a token, -1 - j is row j of images f32
+// [image_rows][hidden]. Grid (S, ceil(hidden / 1024)).
 template <typename T>
 __device__ __forceinline__ void fuse(const int* ids, const T* table, const float* scales, Piece piece,
                                      const float* images, int image_rows, float* out, DecodeState* state, int hidden) {

@@ -1,8 +1,8 @@
 // Finding a token by its place in a sum, without sorting: in the order of ids, or from the best score down.
 //
 // A score is kept as its depth: the bits of its distance below the best one, a float of at least 0, so that bits
-// compare as distances do and the best token has depth 0. Sums are integers (probabilities in steps of 2^-44 of the best
-// token's), so that they come out the same in whatever order threads add.
+// compare as distances do and the best token has depth 0. Sums are integers (probabilities in steps of 2^-44 of the
+// best token's), so that they come out the same in whatever order threads add.
 #pragma once
 #include "element.cuh"
 

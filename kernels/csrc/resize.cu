@@ -52,12 +52,12 @@ __device__ __forceinline__ Pixel resized(const Source& source, const Axis& axis,
   return pixel;
 }
 
-// The first pass: out u8 [3][height][width], along x, or along y when `vertical`. The other axis keeps its pixels, from
-// `skip` on. Grid (ceil(width / 128), up to height).
+// The first pass: out u8 [3][height][width], along x, or along y when `vertical`. The other axis keeps its pixels,
+// from `skip` on. Grid (ceil(width / 128), up to height).
 extern "C" __global__ void __launch_bounds__(RESIZE_THREADS)
-    resize_normalize_first(const unsigned char* data, long long along, long long across, long long channel, int begin, int end,
-                int colour, int skip, const int* table, int length, int vertical, unsigned char* out, int height,
-                int width) {
+    resize_normalize_first(const unsigned char* data, long long along, long long across, long long channel, int begin,
+                           int end, int colour, int skip, const int* table, int length, int vertical,
+                           unsigned char* out, int height, int width) {
   const int x = blockIdx.x * RESIZE_THREADS + threadIdx.x;
   if (x >= width) return;
   const Source source = {data, along, across, channel, begin, end, colour};

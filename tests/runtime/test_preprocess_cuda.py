@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kernels.arrays import DType, from_host_dtype, to_host_dtype
 from kernels.driver.opening import open_device
 from kernels.errors import OutOfMemoryError
 from kernels.loading import Kernels
@@ -73,15 +74,14 @@ def test_every_bit_is_that_of_the_cpu(kernels: Kernels, mode: str) -> None:
     stream.close()
 
 
-def test_half_precision_is_rounded_once(kernels: Kernels) -> None:
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_half_precision_is_rounded_once(kernels: Kernels, dtype: DType) -> None:
     section, stream = vision("pad"), kernels.device.create_stream()
-    device = CudaPreprocessor(kernels, stream, section, dtype="f16")
+    device = CudaPreprocessor(kernels, stream, section, dtype=dtype)
     rgb, layout = picture(48, 64), layout_for(48, 64, section.tiling_spec())
-    tiles = device.tiles(rgb, layout)
-    host = np.empty(tiles.shape, np.float16)
-    kernels.device.copy_out(host, tiles.ptr, stream)
-    stream.synchronize()
-    assert np.array_equal(host, preprocess(rgb, layout, section).astype(np.float16))
+    rounded = from_host_dtype(to_host_dtype(preprocess(rgb, layout, section), dtype), dtype)
+    assert device.tiles(rgb, layout).dtype == dtype
+    assert np.array_equal(device.host_tiles(rgb, layout), rounded)
     device.close()
     stream.close()
 
@@ -95,9 +95,11 @@ def test_a_stream_of_equal_frames_allocates_once_and_close_gives_everything_back
     held = kernels.device.live()["memory"]
     addresses = {device.tiles(picture(48, 64), layout).ptr for _ in range(3)}
     assert kernels.device.live()["memory"] == held > before
+    assert device.nbytes > 7 * 3 * TILE * TILE * 4
     assert len(addresses) == 1
     device.close()
     device.close()
+    assert device.nbytes == 0
     assert kernels.device.live()["memory"] == before
     stream.close()
 
