@@ -13,6 +13,7 @@ template <typename T, int GROUP>
 __device__ __forceinline__ void gemv(const T* x, const T16Weights& w, const float* bias, T* y, int M, int N, int K) {
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
+#pragma unroll 1
   for (int i = threadIdx.x; i < T16_ROWS * M; i += blockDim.x) {
     const int token = i / T16_ROWS, row = i % T16_ROWS, n = blockIdx.x * T16_ROWS + row;
     if (n >= N) continue;
@@ -27,6 +28,7 @@ __device__ __forceinline__ void gemv_residual(const T* x, const T16Weights& w, c
                                               int M, int N, int K) {
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
+#pragma unroll 1
   for (int i = threadIdx.x; i < T16_ROWS * M; i += blockDim.x) {
     const int token = i / T16_ROWS, row = i % T16_ROWS, n = blockIdx.x * T16_ROWS + row;
     if (n >= N) continue;
@@ -39,6 +41,7 @@ template <typename T, int GROUP>
 __device__ __forceinline__ void gemv_swiglu(const T* x, const T16Weights& w, T* y, int M, int N, int K) {
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
+#pragma unroll 1
   for (int i = threadIdx.x; i < 8 * M; i += blockDim.x) {
     const int token = i / 8, row = i % 8;
     const float gate = gemv_sum(sums, token, row), up = gemv_sum(sums, token, row + 8);
@@ -56,6 +59,7 @@ __device__ __forceinline__ void gemv_qkv_rope_kv(const T* x, const T16Weights& w
   const int first_row = blockIdx.x * T16_ROWS, head = first_row / to.head_dim;
   if (threadIdx.x < M) places[threadIdx.x] = qkv_place<T>(to, threadIdx.x, head);
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
+#pragma unroll 1
   for (int i = threadIdx.x; i < 8 * M; i += blockDim.x) {
     const int token = i / 8, row = i % 8, n = first_row + row;
     const float first = gemv_sum(sums, token, row) + (to.bias ? to.bias[n] : 0.f);

@@ -133,9 +133,11 @@ __device__ __forceinline__ void gemv_steps(float (&sums)[4], const GemvLane<T>& 
 // sums += groups first .. end - 1, one at a time.
 template <typename T, int GROUP>
 __device__ __forceinline__ void gemv_groups(float (&sums)[4], const GemvLane<T>& lane, int first, int end) {
+#pragma unroll 1
   for (int group = first; group < end; group++) {
     const T16Zeros<T> z = t16_zeros<T>(__ldg(lane.zp + group * 8));
     float part[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 1
     for (int run = group * (GROUP / RUN_INPUTS); run < (group + 1) * (GROUP / RUN_INPUTS); run++) {
       const uint4 w = ld_stream(lane.qw + run / 2 * T16_TILE);
       const uint4 inputs = __ldg(reinterpret_cast<const uint4*>(lane.x + run * RUN_INPUTS));
@@ -170,8 +172,12 @@ __device__ __forceinline__ void gemv_tile(GemvSums& shared, const T* x, const T1
   __syncthreads();
 }
 
+// In the order of the warps.
 __device__ __forceinline__ float gemv_sum(const GemvSums& shared, int token, int row) {
+  const int warps = blockDim.x >> 5;
   float sum = shared[0][token][row];
-  for (int warp = 1; warp < blockDim.x >> 5; warp++) sum += shared[warp][token][row];
+#pragma unroll
+  for (int warp = 1; warp < GEMV_WARPS; warp++)
+    if (warp < warps) sum += shared[warp][token][row];
   return sum;
 }

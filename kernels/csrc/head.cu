@@ -10,6 +10,7 @@ template <typename T, int GROUP>
 __device__ __forceinline__ void head_logits(const T* x, const T16Weights& w, float* logits, int M, int V, int K) {
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
+#pragma unroll 1
   for (int i = threadIdx.x; i < T16_ROWS * M; i += blockDim.x) {
     const int token = i / T16_ROWS, row = i % T16_ROWS, id = blockIdx.x * T16_ROWS + row;
     if (id < V) logits[static_cast<size_t>(token) * V + id] = gemv_sum(sums, token, row);
@@ -46,6 +47,7 @@ __device__ __forceinline__ void head_argmax(const T* x, const T16Weights& w, Hea
   __shared__ GemvSums sums;
   gemv_tile<T, GROUP>(sums, x, w, blockIdx.x, M, K);
   // Whole warps: lanes of a token beyond M reduce what gemv_tile left there and drop it.
+#pragma unroll 1
   for (int i = threadIdx.x; i < T16_ROWS * GEMV_TOKENS; i += blockDim.x) {
     const int token = i / T16_ROWS, row = i % T16_ROWS, id = blockIdx.x * T16_ROWS + row;
     const HeadPartial best = reduce_logits(gemv_sum(sums, token, row), first_id + id, id < V);
