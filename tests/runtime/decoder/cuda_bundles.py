@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from runtime.bundle import Bundle, load_bundle, parse_manifest, write_bundle
 from runtime.bundle.manifest import Manifest
 from runtime.decoder.cuda import CudaDecoder, CudaDecoderFiles
 from runtime.decoder.options import CudaOptions
+from runtime.session import Session
 from tests.decoder_models import Shape, save_checkpoint, with_shape
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,6 +112,12 @@ def opened(files: CudaDecoderFiles, *, slots: int = 1, device: Any = None, **opt
         assert not any(chosen.live().values()), chosen.live()
         if device is None:
             chosen.close()
+
+
+def go_on_for_ever(session: Session) -> None:
+    """No token ends an answer of this session any more."""
+    encoder = session._pipeline._encoder
+    encoder._prompt = replace(encoder._prompt, stop_ids=())
 
 
 class FailingDevice:
