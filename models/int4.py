@@ -1,7 +1,8 @@
 """A decoder on integer weights in torch: the reference for what the engines compute.
 
 Weights are dequantised for each use, so results equal those of a float decoder whose weights are
-``IntWeight.dequantize()``.
+``IntWeight.dequantize()``. On CUDA tensors in f16 or bf16 our kernels compute with the integers themselves
+(`models.device_products`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional
 from kernels import packing
 from kernels.packing import IntWeight
 from kernels.packing.nibbles import pack_bytes
+from models.device_products import DeviceProducts, PackedLinear, products_for
 
 GROUP_SIZES = (128, 64, 32)
 FULL_BITS = 16
@@ -52,6 +54,11 @@ class Int4Linear(nn.Module):
             self.register_buffer(name, blocks[0] if len(blocks) == 1 else torch.cat(blocks))
         self.out_features = len(self.q)
         self.bias = bias
+        self._packed: tuple[tuple[object, ...], PackedLinear | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the form for the kernels, which has addresses in it."""
+        return {**self.__dict__, "_packed": None}
 
     @classmethod
     def nearest(cls, linear: nn.Linear, group_size: int, bits: int = 4) -> Int4Linear:
@@ -72,10 +79,23 @@ class Int4Linear(nn.Module):
         return IntWeight(q, self.zeros.cpu().numpy(), scales, self.group_size, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
+        products = products_for(x)
+        if products is not None and products.takes(x, self.group_size):
+            packed = self._for_kernels(products, x.device)
+            if packed is not None:
+                return products.linear(x, packed)
         rows = _rows_at_a_time(self.in_features)
         biases = itertools.repeat(None) if self.bias is None else self.bias.split(rows)
         parts = [functional.linear(x, block.to(x.dtype), b) for block, b in zip(self._blocks(), biases, strict=False)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _for_kernels(self, products: DeviceProducts, device: torch.device) -> PackedLinear | None:
+        """Packed on the first use, and again when the tensors were replaced."""
+        bias = self.bias
+        now = (device, self.q.data_ptr(), None if bias is None else (bias.data_ptr(), bias.dtype, bias._version))
+        if self._packed is None or self._packed[0] != now:
+            self._packed = now, products.pack(self.integers(), bias, device)
+        return self._packed[1]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group_size={self.group_size}"
