@@ -6,6 +6,7 @@ from kernels.errors import DeviceError, ImageError, KernelError, NoDeviceError, 
 
 INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
+INVALID_HANDLE = 400
 NOT_FOUND = 500
 NOT_READY = 600
 LAUNCH_FAILED = 719
@@ -33,7 +34,7 @@ TEXTS = {
     "PTX JIT compiler library not found": 221,
     "the provided PTX was compiled with an unsupported toolchain": 222,
     "PTX JIT compilation was disabled": 223,
-    "invalid resource handle": 400,
+    "invalid resource handle": INVALID_HANDLE,
     "named symbol not found": NOT_FOUND,
     "an illegal memory access was encountered": 700,
     "too many resources requested for launch": 701,

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from kernels.driver.arguments import (
@@ -23,142 +22,15 @@ from kernels.driver.arguments import (
     check_target,
     checked_arguments,
 )
-from kernels.driver.cuda_bindings import ATTRIBUTES, DISABLE_TIMING, NON_BLOCKING, require_bytes
+from kernels.driver.bindings_handles import NON_BLOCKING
+from kernels.driver.cuda_bindings import ATTRIBUTES, require_bytes
 from kernels.driver.cuda_calls import INSTALL, Calls, import_bindings
 from kernels.driver.graphs import CudaCapture, captured
 from kernels.driver.handles import Handle, Handles, own, stream_handle
-from kernels.driver.protocol import Dim3, Event, Image, Stream
+from kernels.driver.protocol import Dim3, Image, Stream
 from kernels.driver.pycuda_context import PycudaContext
-from kernels.errors import ArrayError, DeviceError, ImageError, NoDeviceError
-
-
-class PycudaMemory(Handle):
-    """One DeviceAllocation."""
-
-    def __init__(self, device: PycudaDevice, nbytes: int) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
-        with device.active(requested=nbytes):
-            self._raw = device.driver.mem_alloc(nbytes)
-        self._ptr, self._nbytes = int(self._raw), nbytes
-        super().__init__(device.handles, "memory", device.releasing(self._raw.free))
-
-    @property
-    def ptr(self) -> int:
-        self.require_open()
-        return self._ptr
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def free(self) -> None:
-        self.close()
-
-
-class PycudaPinned(Handle):
-    """A page-locked array; its ``base`` is the allocation."""
-
-    def __init__(self, device: PycudaDevice, nbytes: int, mapped: bool) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes of page-locked memory, at least 1")
-        flags = device.driver.host_alloc_flags.DEVICEMAP if mapped else 0
-        with device.active(requested=nbytes):
-            self._array: npt.NDArray[np.uint8] = device.driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
-        base: Any = self._array.base
-        super().__init__(device.handles, "pinned", device.releasing(base.free))
-        self._device_ptr = 0
-        if mapped:
-            try:
-                with device.active():
-                    self._device_ptr = int(base.get_device_pointer())
-            except BaseException:
-                self.close()
-                raise
-
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        self.require_open()
-        return self._array
-
-    @property
-    def device_ptr(self) -> int:
-        self.require_open()
-        return self._device_ptr
-
-    def free(self) -> None:
-        self.close()
-
-
-class PycudaStream(Handle):
-    """A pycuda stream: ours, the application's, or (raw None) the default stream."""
-
-    def __init__(self, device: PycudaDevice, raw: Any) -> None:
-        self._device = device
-        self.raw = raw
-        super().__init__(device.handles, "stream", device.releasing(self._drop))
-
-    @property
-    def handle(self) -> int:
-        self.require_open()
-        return 0 if self.raw is None else int(self.raw.handle)
-
-    def synchronize(self) -> None:
-        self.require_open()
-        self._device.handles.require_no_capture("cuStreamSynchronize")
-        with self._device.active():
-            (self._device.driver.Context if self.raw is None else self.raw).synchronize()
-
-    def wait(self, event: Event) -> None:
-        self.require_open()
-        point = own(event, PycudaEvent)
-        point.require_open()
-        with self._device.active():
-            if self.raw is None:  # pycuda has no call for it; waiting on the host promises more, not less
-                point.raw.synchronize()
-            else:
-                self.raw.wait_for_event(point.raw)
-
-    def _drop(self) -> None:
-        self.raw = None  # pycuda destroys a stream when its last reference goes
-
-
-class PycudaEvent(Handle):
-    """A pycuda event."""
-
-    def __init__(self, device: PycudaDevice, timing: bool) -> None:
-        self._device = device
-        with device.active():
-            self.raw: Any = device.driver.Event(0 if timing else DISABLE_TIMING)
-        super().__init__(device.handles, "event", device.releasing(self._drop))
-
-    def record(self, stream: Stream) -> None:
-        self.require_open()
-        target = own(stream, PycudaStream)
-        target.require_open()
-        with self._device.active():
-            self.raw.record(target.raw)
-
-    def done(self) -> bool:
-        self.require_open()
-        with self._device.active():
-            return bool(self.raw.query())
-
-    def synchronize(self) -> None:
-        self.require_open()
-        self._device.handles.require_no_capture("cuEventSynchronize")
-        with self._device.active():
-            self.raw.synchronize()
-
-    def elapsed_ms(self, since: Event) -> float:
-        self.require_open()
-        start = own(since, PycudaEvent)
-        start.require_open()
-        with self._device.active():
-            return float(self.raw.time_since(start.raw))
-
-    def _drop(self) -> None:
-        self.raw = None
+from kernels.driver.pycuda_handles import PycudaEvent, PycudaMemory, PycudaPinned, PycudaStream
+from kernels.errors import DeviceError, ImageError, NoDeviceError
 
 
 class PycudaModule(Handle):

@@ -9,20 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from kernels.driver import Device, open_device, pycuda_context
-from kernels.driver.protocol import Image
+from kernels.driver.protocol import Function, Image, Module, Stream
 from kernels.emulator import build_library
 from kernels.errors import NoDeviceError
 from kernels.images import image_for
 from tests.kernels.driver import bindings_standin, pycuda_standin
 from tests.kernels.driver.machine import Machine
 
+ONE = (1, 1, 1)
 TRIAL = Path(__file__).with_name("trial.cu")
-STUB = "VLM_TEST_STUB_CUDA"  # set where libcuda.so.1 is stub_cuda.cpp
+STUB = "VLM_TEST_STUB_CUDA"  # where libcuda.so.1 is stub_cuda.cpp: the trial kernels as the emulator's library
 BACKENDS = [
     "emulator",
     "pycuda stand-in",
@@ -62,7 +64,7 @@ def bench_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 def real_image(device: Device) -> Image:
     """What a GPU runs; for the stub the path of an emulator's library."""
-    return os.fsencode(build_library(TRIAL)) + b"\0" if STUB in os.environ else image_for(device, TRIAL)
+    return os.environb[STUB.encode()] + b"\0" if STUB in os.environ else image_for(device, TRIAL)
 
 
 @contextmanager
@@ -75,3 +77,31 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -
     monkeypatch.setattr(pycuda_context, "driver_library", lambda: pycuda_standin.DriverLibrary(machine))
     yield machine
     machine.close()
+
+
+@dataclass
+class Open:
+    """A device with a stream and the trial kernels."""
+
+    device: Device
+    stream: Stream
+    module: Module
+
+    def function(self, name: str) -> Function:
+        return self.module.function(name)
+
+    def upload(self, values: np.ndarray[Any, Any]) -> int:
+        memory = self.device.alloc(values.nbytes)
+        self.device.copy_in(memory.ptr, np.ascontiguousarray(values), self.stream)
+        self.stream.synchronize()
+        return memory.ptr
+
+    def download(self, ptr: int, count: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+        found = np.empty(count, dtype)
+        self.device.copy_out(found, ptr, self.stream)
+        self.stream.synchronize()
+        return found
+
+
+def add(opened: Open, x: int, y: int, factor: float, count: int) -> None:
+    opened.function("add_scaled").launch(ONE, (32, 1, 1), 0, opened.stream, "PPfi", [x, y, factor, count])

@@ -3,62 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kernels.driver import Device
-from kernels.driver.protocol import Function, Module, Stream
 from kernels.errors import ArrayError, DeviceError, ImageError, OutOfMemoryError, StickyError
-from tests.kernels.driver.backends import BACKENDS, Bench, bench_of, needs_compiler
+from tests.kernels.driver.backends import ONE, Bench, Open, add, needs_compiler
 
-ONE = (1, 1, 1)
 NOTHING_OPEN = {"memory": 0, "pinned": 0, "stream": 0, "event": 0, "module": 0, "graph": 0}
 pytestmark = needs_compiler
-
-
-@pytest.fixture(params=BACKENDS)
-def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    with bench_of(request.param, monkeypatch) as made:
-        yield made
-
-
-@dataclass
-class Open:
-    """A device with a stream and the trial kernels."""
-
-    device: Device
-    stream: Stream
-    module: Module
-
-    def function(self, name: str) -> Function:
-        return self.module.function(name)
-
-    def upload(self, values: np.ndarray[Any, Any]) -> int:
-        memory = self.device.alloc(values.nbytes)
-        self.device.copy_in(memory.ptr, np.ascontiguousarray(values), self.stream)
-        self.stream.synchronize()
-        return memory.ptr
-
-    def download(self, ptr: int, count: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
-        found = np.empty(count, dtype)
-        self.device.copy_out(found, ptr, self.stream)
-        self.stream.synchronize()
-        return found
-
-
-@pytest.fixture
-def opened(bench: Bench) -> Iterator[Open]:
-    device = bench.open()
-    yield Open(device, device.create_stream(), device.load_module(bench.image(device)))
-    device.close()
-
-
-def add(opened: Open, x: int, y: int, factor: float, count: int) -> None:
-    opened.function("add_scaled").launch(ONE, (32, 1, 1), 0, opened.stream, "PPfi", [x, y, factor, count])
 
 
 def test_bytes_come_back_as_they_went(opened: Open) -> None:
@@ -222,71 +176,6 @@ def test_host_arrays_that_are_not_one_run_of_bytes_are_refused(opened: Open) -> 
     wide.flags.writeable = False
     with pytest.raises(ArrayError, match="read-only"):
         opened.device.copy_out(wide[:2], memory.ptr, opened.stream)
-
-
-def test_graph_replays_what_was_enqueued_and_capturing_runs_nothing(opened: Open) -> None:
-    x, y = opened.upload(np.ones(32, np.float32)), opened.upload(np.zeros(32, np.float32))
-    add(opened, x, x, 0.0, 32)  # loaded before the capture
-    with opened.device.capture(opened.stream) as capture:
-        add(opened, x, y, 1.0, 32)
-        opened.device.copy(x, y, 128, opened.stream)
-    assert opened.download(y, 32).tolist() == [0] * 32
-    graph = capture.graph
-    for _ in range(3):
-        graph.launch(opened.stream)
-    assert opened.download(y, 32).tolist() == [4] * 32  # 1, 2, 4: x is replaced in each replay
-    graph.close()
-    with pytest.raises(DeviceError, match="closed"):
-        graph.launch(opened.stream)
-
-
-def test_graph_launches_on_another_stream(opened: Open) -> None:
-    x, y = opened.upload(np.ones(4, np.float32)), opened.upload(np.zeros(4, np.float32))
-    with opened.device.capture(opened.stream) as capture:
-        add(opened, x, y, 1.0, 4)
-    other = opened.device.create_stream()
-    capture.graph.launch(other)
-    other.synchronize()
-    assert opened.download(y, 4).tolist() == [1] * 4
-
-
-def test_capture_refuses_what_cuda_does_not_permit(opened: Open) -> None:
-    memory, pinned, event = opened.device.alloc(4), opened.device.pinned(4), opened.device.create_event()
-    with opened.device.capture(opened.stream) as capture:
-        for forbidden in (
-            lambda: opened.device.alloc(4),
-            lambda: opened.device.pinned(4),
-            lambda: opened.device.load_module(b"x"),
-            opened.stream.synchronize,
-            opened.device.synchronize,
-            event.synchronize,
-            memory.free,
-            pinned.free,
-            lambda: opened.device.capture(opened.stream).__enter__(),
-        ):
-            with pytest.raises(DeviceError, match="while a graph is captured") as caught:
-                forbidden()
-            assert caught.value.code == 900
-        with pytest.raises(DeviceError, match="has not ended"):
-            _ = capture.graph
-        opened.device.fill(memory.ptr, 7, 4, opened.stream)
-    capture.graph.launch(opened.stream)
-    assert opened.download(memory.ptr, 4, np.uint8).tolist() == [7] * 4
-    memory.free()  # the refused call has not half-freed it
-    assert opened.device.live()["memory"] == 0
-
-
-def test_capture_that_fails_leaves_the_stream_usable(opened: Open) -> None:
-    memory = opened.device.alloc(4)
-    with pytest.raises(ZeroDivisionError):
-        with opened.device.capture(opened.stream) as capture:
-            opened.device.fill(memory.ptr, 1, 4, opened.stream)
-            raise ZeroDivisionError
-    with pytest.raises(DeviceError, match="ended with an error"):
-        _ = capture.graph
-    assert opened.device.live()["graph"] == 0
-    opened.device.fill(memory.ptr, 2, 4, opened.stream)
-    assert opened.download(memory.ptr, 4, np.uint8).tolist() == [2] * 4
 
 
 def test_events_mark_points_and_measure(opened: Open) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.driver import cuda_bindings, cuda_calls, graphs, open_device
+from kernels.driver import bindings_handles, cuda_bindings, cuda_calls, graphs, open_device
 from kernels.driver.cuda_bindings import BindingsDevice
 from kernels.driver.cuda_errors import IMAGE, NO_DEVICE, STICKY, TEXTS, code_of, driver_error
 from kernels.errors import DeviceError, ImageError, NoDeviceError, OutOfMemoryError, StickyError
@@ -117,6 +117,19 @@ def test_graph_that_cannot_be_instantiated_leaves_nothing_behind(machine: Machin
     device.alloc(8).free()
 
 
+@pytest.mark.parametrize("invalid", [False, True])
+def test_capture_whose_block_fails_is_ended_and_dropped(machine: Machine, invalid: bool) -> None:
+    device = BindingsDevice(0)
+    stream = device.create_stream()
+    with pytest.raises(ZeroDivisionError):
+        with device.capture(stream):
+            if invalid:
+                machine.fail["cuStreamEndCapture"] = 901
+            raise ZeroDivisionError
+    assert len(machine.calls("cuStreamEndCapture")) == 1
+    assert machine.kinds() == {"stream": 1} and machine.stack == []
+
+
 def test_limit_of_shared_memory_is_the_one_with_opt_in(machine: Machine) -> None:
     device = BindingsDevice(0)
     assert device.shared_limit_bytes == 163 * 1024
@@ -211,7 +224,7 @@ def published() -> types.ModuleType:
 def names_used() -> set[str]:
     """Every function, class and constant of the driver that the backends name."""
     found: set[str] = set()
-    for module in (cuda_bindings, cuda_calls, graphs):
+    for module in (cuda_bindings, bindings_handles, cuda_calls, graphs):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cu"):
                 found.add(node.value)  # handed to Calls by name

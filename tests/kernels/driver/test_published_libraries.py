@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from kernels.emulator import build_library
 from tests.imports import ROOT
-from tests.kernels.driver.backends import STUB, needs_compiler
+from tests.kernels.driver.backends import STUB, TRIAL, needs_compiler
 
 SOURCE = Path(__file__).with_name("stub_cuda.cpp")
 
@@ -32,12 +33,12 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_suite_passes_on_the_published_package(stub: Path, backend: str, package: str) -> None:
     if importlib.util.find_spec(package.split(".")[0]) is None or importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    suite = Path(__file__).with_name("test_conformance.py")
+    suite = [str(Path(__file__).with_name(name)) for name in ("test_conformance.py", "test_graphs.py")]
     chosen = ["-m", "gpu", "-k", f"{backend} and not stand"]
     paths = os.pathsep.join([str(stub), os.environ.get("LD_LIBRARY_PATH", "")]).strip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite), *chosen],
-        cwd=ROOT, env={**os.environ, "LD_LIBRARY_PATH": paths, STUB: "1"},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite, *chosen],
+        cwd=ROOT, env={**os.environ, "LD_LIBRARY_PATH": paths, STUB: str(build_library(TRIAL))},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
