@@ -166,7 +166,6 @@ __device__ __forceinline__ void gemm_tile(GemmSums<TOKENS>& sums, const T* x, co
       gemm_run<T, TOKENS>(sums, stages + step % STAGES * GEMM_STAGE<TOKENS>, scales, lane, run);
     }
   }
-  cp_async_wait<0>();
 }
 
 // For every token of this thread below M: at = begin(token), then store(at, row, first, second) for its pairs of weight
