@@ -10,8 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from kernels.errors import CompileError, ImageError, KernelError
@@ -20,8 +24,9 @@ from kernels.nvrtc.compiler import OPTIONS, Nvrtc, install_hint
 from kernels.nvrtc.cubin import resources
 from kernels.nvrtc.sources import Source, read_source, source_files
 from kernels.nvrtc.targets import CUBINS, PTX, Target
-from kernels.nvrtc.toolkit import find_toolkits
+from kernels.nvrtc.toolkit import Toolkit, find_toolkits
 
+Job = tuple[Toolkit, Source, Target]
 EXIT_OK, EXIT_CONFIGURATION, EXIT_KERNELS, EXIT_DISK = 0, 3, 4, 8
 
 
@@ -45,26 +50,42 @@ def compilers(targets: Iterable[Target], folders: Sequence[Path] = ()) -> dict[t
     return found
 
 
-def build(targets: Sequence[Target], out: Path, folders: Sequence[Path] = (), names: Sequence[str] = ()) -> list[str]:
+def build(
+    targets: Sequence[Target], out: Path, folders: Sequence[Path] = (), names: Sequence[str] = (), *, jobs: int = 1
+) -> list[str]:
     """Bring the images in ``out`` up to date and return the names of those that were compiled anew.
 
-    names: of files in csrc; all of them when empty. Images of sources that are gone are removed. Raises CompileError,
-    ImageError, OSError.
+    names: of files in csrc; all of them when empty. Images of sources that are gone are removed. jobs: processes that
+    compile, since NVRTC does one thing at a time. Raises CompileError, ImageError, OSError.
     """
     loaded = compilers(targets, folders)
     out.mkdir(parents=True, exist_ok=True)
     entries = _kept(_known(out), out)
-    compiled = []
+    work = []
     for source in (read_source(name) for name in names or source_files()):
         for target in targets:
             name = store.image_name(source, target)
-            if _is_current(entries.get(name), source, target, out / name):
-                continue
-            image, entries[name] = _compile(loaded[target.nvrtc], source, target)
-            store.write_atomically(out / name, image)
-            compiled.append(name)
+            if not _is_current(entries.get(name), source, target, out / name):
+                work.append((loaded[target.nvrtc].toolkit, source, target))
+    for (_, source, target), (image, entry) in zip(work, _compiled(work, jobs), strict=True):
+        name = store.image_name(source, target)
+        store.write_atomically(out / name, image)
+        entries[name] = entry
     store.write_manifest(out, entries)
-    return compiled
+    return [store.image_name(source, target) for _, source, target in work]
+
+
+def _compiled(work: Sequence[Job], jobs: int) -> Iterator[tuple[bytes, store.Entry]]:
+    """The results in the order of ``work``; the first refusal ends it."""
+    if min(jobs, len(work)) < 2:
+        yield from map(_compile, work)
+        return
+    with ProcessPoolExecutor(min(jobs, len(work)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_compile, work)
+        except CompileError:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _known(out: Path) -> dict[str, store.Entry]:
@@ -96,12 +117,19 @@ def _version(target: Target) -> str:
     return f"{target.nvrtc[0]}.{target.nvrtc[1]}"
 
 
-def _compile(compiler: Nvrtc, source: Source, target: Target) -> tuple[bytes, store.Entry]:
-    made = compiler.compile(source, target.arch)
+def _compile(job: Job) -> tuple[bytes, store.Entry]:
+    toolkit, source, target = job
+    made = _loaded(toolkit).compile(source, target.arch)
     kernels = resources(made.image, made.log) if target.suffix.endswith("cubin") else {}
     digest = hashlib.sha256(made.image).hexdigest()
     entry = store.Entry(source.digest, digest, len(made.image), _version(target), OPTIONS, kernels)
     return made.image, entry
+
+
+@lru_cache(maxsize=4)
+def _loaded(toolkit: Toolkit) -> Nvrtc:
+    """Loading takes longer than some of the files; a process that compiles does it once."""
+    return Nvrtc(toolkit)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument(
         "--nvrtc", nargs="+", type=Path, default=[], metavar="DIR", help="folders that pip --target filled"
     )
+    parsed.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: the CPUs)")
     parsed.add_argument("--check", action="store_true", help="compare with the committed table of registers")
     parsed.add_argument("--table", action="store_true", help="write that table")
     parsed.add_argument("--json", action="store_true", help="print one JSON line")
@@ -127,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     targets = [CUBINS[arch] for arch in sorted(set(options.arch))] + ([] if options.no_ptx else [PTX])
     try:
-        compiled = build(targets, options.out, options.nvrtc, options.source)
+        compiled = build(targets, options.out, options.nvrtc, options.source, jobs=options.jobs)
         entries = store.read_manifest(options.out)
         if options.table:
             registers.write_table(entries)

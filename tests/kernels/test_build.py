@@ -32,7 +32,7 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Stub]:
 
 
 def arguments(stubs: list[Stub], out: Path, *more: str) -> list[str]:
-    return ["--out", str(out), "--nvrtc", *(str(stub.root) for stub in stubs), *more]
+    return ["--jobs", "1", "--out", str(out), "--nvrtc", *(str(stub.root) for stub in stubs), *more]
 
 
 def test_every_source_is_compiled_for_every_target_by_its_compiler(stubs: list[Stub], tmp_path: Path) -> None:
@@ -77,6 +77,19 @@ def test_a_refusal_leaves_the_images_that_were_there(
     assert build.main(arguments(stubs, out, "--arch", "87")) == build.EXIT_KERNELS
     assert "refused one.cu for sm_87" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_several_processes_make_what_one_makes(
+    stubs: list[Stub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for jobs in ("1", "2"):
+        assert build.main(arguments(stubs, tmp_path / jobs, "--jobs", jobs)) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "1").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "2").iterdir()
+    }
+    (sources.CSRC / "two.cu").write_text("REFUSE\n")
+    assert build.main(arguments(stubs, tmp_path / "2", "--jobs", "2")) == build.EXIT_KERNELS
+    assert "refused two.cu for sm_87" in capsys.readouterr().err
 
 
 def test_a_missing_compiler_is_named_with_the_command_that_brings_it(
