@@ -26,7 +26,7 @@ class EmulatedMemory:
         self.used_bytes = 0
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
-        self._counted: set[int] = set()
+        self._counted_bytes: dict[int, int] = {}
         self._freed: OrderedDict[int, int] = OrderedDict()
         self._freed_bytes = 0
 
@@ -48,18 +48,15 @@ class EmulatedMemory:
         start = allocate(nbytes)
         insort(self._starts, start)
         self._sizes[start] = nbytes
-        if counted:
-            self.used_bytes += nbytes
-            self._counted.add(start)
+        self._counted_bytes[start] = nbytes if counted else 0
+        self.used_bytes += self._counted_bytes[start]
         return start
 
     def free(self, start: int) -> None:
         """Take back the block that begins at ``start``."""
         nbytes = self._sizes.pop(start)
         self._starts.pop(bisect_right(self._starts, start) - 1)
-        if start in self._counted:
-            self.used_bytes -= nbytes
-            self._counted.remove(start)
+        self.used_bytes -= self._counted_bytes.pop(start)
         ctypes.memset(start, FREED, nbytes)
         self._freed[start] = nbytes
         self._freed_bytes += nbytes

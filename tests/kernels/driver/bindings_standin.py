@@ -125,6 +125,8 @@ def _device_calls(machine: Machine) -> list[Callable[..., Any]]:
         machine.init(Flags)
 
     def cuGetErrorString(error: int) -> bytes:
+        if int(error) not in STRINGS:
+            raise Failure("cuGetErrorString", 1)
         return STRINGS[int(error)].encode()
 
     def cuDriverGetVersion() -> int:

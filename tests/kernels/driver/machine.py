@@ -28,6 +28,7 @@ STRINGS = {
     NOT_FOUND: "named symbol not found",
     ILLEGAL_ADDRESS: "an illegal memory access was encountered",
     719: "unspecified launch failure",
+    901: "operation failed due to a previous error during capture",
     CAPTURING: "operation not permitted when stream is capturing",
 }
 PRIMARY = {0: 0xA000, 1: 0xA100}  # handles of the primary contexts, by device

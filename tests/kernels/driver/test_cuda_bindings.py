@@ -168,6 +168,13 @@ def test_query_tells_unfinished_from_failed(machine: Machine) -> None:
         event.done()
 
 
+def test_code_without_a_text_is_told_by_its_number(machine: Machine) -> None:
+    device = BindingsDevice(0)
+    machine.fail["cuMemAlloc"] = 888
+    with pytest.raises(DeviceError, match=r"cuMemAlloc failed: unknown error \(888\)"):
+        device.alloc(8)
+
+
 def test_no_gpu_is_said(machine: Machine) -> None:
     machine.fail["cuInit"] = 100
     with pytest.raises(NoDeviceError, match="no CUDA-capable device") as caught:

@@ -133,6 +133,28 @@ def test_stream_of_the_application_carries_the_work(machine: Machine) -> None:
     context.pop()
 
 
+@needs_compiler
+def test_module_is_unloaded_though_its_functions_are_still_referred_to(machine: Machine) -> None:
+    device = PycudaDevice(0)
+    module = device.load_module(os.fsencode(build_library(TRIAL)))
+    function = module.function("add_scaled")
+    module.close()
+    assert machine.kinds() == {} and len(machine.calls("cuModuleUnload")) == 1
+    with pytest.raises(DeviceError, match="closed"):
+        function.attributes()
+
+
+@needs_compiler
+def test_arguments_are_packed_by_the_signature_of_each_launch(machine: Machine) -> None:
+    device = PycudaDevice(0)
+    stream, memory = device.create_stream(), device.alloc(64)
+    launch = device.load_module(os.fsencode(build_library(TRIAL))).function("add_scaled").launch
+    launch(ONE, ONE, 0, stream, "PPfI", [memory.ptr, memory.ptr, 1.0, 2**32 - 1])
+    launch(ONE, ONE, 0, stream, "PPfi", [memory.ptr, memory.ptr, 1.0, -1])
+    assert len(machine.calls("cuLaunchKernel")) == 2
+    device.close()
+
+
 def test_stream_of_another_library_is_refused_with_the_way_round(machine: Machine) -> None:
     device = PycudaDevice(0)
     with pytest.raises(DeviceError, match="another library's stream") as caught:
