@@ -19,6 +19,7 @@ from PIL import Image
 
 from runtime import caption, startup
 from runtime.bundle import Bundle
+from runtime.decoder import CudaOptions
 from runtime.errors import EngineError, MemoryLimitError
 from tests.runtime.fakes import FakeDecoder, FakeVision, fake_bundle, saying
 
@@ -239,3 +240,15 @@ sys.exit(caption.main(sys.argv[1:]))
     err = process.stderr.read()
     process.stderr.close()
     assert err.startswith("error: standard output takes no more") and "Traceback" not in err and "Exception" not in err
+
+
+def test_settings_of_the_cuda_decoder_reach_the_session(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    opened = startup.open_decoder
+    monkeypatch.setattr(
+        startup, "open_decoder", lambda bundle, **options: seen.append(options) or opened(bundle, **options)
+    )
+    assert run(files, "--kv", "i8", "--embeddings", "f16", "--no-graphs", "--device", "emulator") == 0
+    assert seen[0]["cuda"] == CudaOptions("emulator", "i8", "f16", graphs=False)
+    assert run(files) == 0
+    assert seen[1]["cuda"] == CudaOptions()

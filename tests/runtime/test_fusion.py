@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import PromptError
-from runtime.fusion import fuse
+from runtime.fusion import PlacedIds, fuse, place
 
 IMAGE = 9
 WIDTH = 5
@@ -43,6 +43,22 @@ def test_fused_rows_equal_a_loop_over_positions(parts: list[int | tuple[int]], s
     np.testing.assert_array_equal(fused, by_hand(ids, tokens, images))
     np.testing.assert_array_equal(tokens, before)
     assert fused.dtype == np.float32
+    placed = place(np.array(ids), images, slices, placeholder_id=IMAGE, width=WIDTH)
+    np.testing.assert_array_equal(looked_up(placed, tokens), fused)
+    for cut in range(len(ids) + 1):  # parts have the rows that stand in them
+        both = [placed.part(0, cut), placed.part(cut, len(ids))]
+        rows = np.concatenate([looked_up(both[0], tokens[:cut]), looked_up(both[1], tokens[cut:])])
+        np.testing.assert_array_equal(rows, fused)
+        assert sum(len(part.images) for part in both) == len(placed.images)
+
+
+def looked_up(placed: PlacedIds, tokens: np.ndarray) -> np.ndarray:
+    """What a decoder makes of ids and image rows; every row is there once, in the order of the prompt."""
+    shown = placed.ids < 0
+    assert placed.ids.dtype == np.int32 and (-1 - placed.ids[shown]).tolist() == list(range(len(placed.images)))
+    found = tokens.copy()
+    found[shown] = placed.images
+    return found
 
 
 def rows(count: int, width: int = WIDTH) -> np.ndarray:
@@ -71,6 +87,14 @@ PLACES = [slice(1, 3), slice(4, 5)]
 def test_every_mismatch_of_images_and_places_is_refused(images: list, places: list, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         fuse(IDS, rows(6), images, places, placeholder_id=IMAGE)
+    with pytest.raises(PromptError, match=message):
+        place(IDS, images, places, placeholder_id=IMAGE, width=WIDTH)
+
+
+def test_images_that_stand_in_another_order_keep_their_places() -> None:
+    placed = place(IDS, [rows(1), 2 * rows(2)], PLACES[::-1], placeholder_id=IMAGE, width=WIDTH)
+    assert placed.ids.tolist() == [1, -1, -2, 2, -3, 3]
+    assert placed.images[:, 0].tolist() == [2, 2, 1]
 
 
 def test_token_rows_of_another_count_are_refused() -> None:

@@ -199,3 +199,18 @@ def test_parameters_out_of_range_are_refused_by_name(params: GenerationParams, n
 def test_numpy_numbers_are_numbers() -> None:
     params = GenerationParams(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int64(1))  # type: ignore[arg-type]
     assert 0 <= Sampler(params, VOCAB).sample(logits_of(0))[0] < VOCAB
+
+
+def test_draws_tell_what_a_device_needs_to_go_on() -> None:
+    logits = np.zeros(6, np.float32)
+    plain = Sampler(GenerationParams(temperature=1.0), 6)
+    before = plain.draws()
+    plain.sample(logits)
+    assert (before.step, plain.draws().step, plain.draws().seen) == (0, 1, None)
+    assert plain.draws().seed == before.seed  # drawn once, although the parameters name none
+    sampler = Sampler(GenerationParams(repetition_penalty=2.0, seed=3), 6, [1, 99])
+    token, _ = sampler.sample(logits)
+    draws = sampler.draws()
+    assert draws.seen is not None and set(np.flatnonzero(draws.seen)) == {1, token}
+    sampler.sample(logits)
+    assert set(np.flatnonzero(draws.seen)) == {1, token}  # a copy: it stands still

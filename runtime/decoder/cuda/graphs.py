@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from kernels.driver.protocol import Device, Graph, Stream
+from kernels.errors import DeviceError, StickyError
+
+_log = logging.getLogger(__name__)
 
 MAX_GRAPHS = 24
 
@@ -34,6 +38,9 @@ class StepGraphs:
                 self._warm.add(key)
                 return
             graph = self._captured(key, enqueue)
+            if graph is None:
+                enqueue()
+                return
         self._graphs.move_to_end(key)
         graph.launch(self._stream)
 
@@ -43,11 +50,20 @@ class StepGraphs:
         while self._graphs:
             self._graphs.popitem()[1].close()
 
-    def _captured(self, key: Hashable, enqueue: Callable[[], None]) -> Graph:
+    def _captured(self, key: Hashable, enqueue: Callable[[], None]) -> Graph | None:
+        """None, from now on for every key, where the driver backend cannot capture at all."""
         if len(self._graphs) >= MAX_GRAPHS:
             self._stream.synchronize()  # it may still run
             self._graphs.popitem(last=False)[1].close()
-        with self._device.capture(self._stream) as capture:
+        try:
+            recording = self._device.capture(self._stream)
+        except StickyError:
+            raise
+        except DeviceError as problem:
+            _log.warning("kernels are launched one by one: %s", problem.message)
+            self._enabled = False
+            return None
+        with recording as capture:
             enqueue()
         graph = self._graphs[key] = capture.graph
         return graph

@@ -69,7 +69,7 @@ def small_files(
         change(weights)
     checkpoint = save_checkpoint(folder / "checkpoint", shape, weights=weights)
     out = folder / "bundle"
-    out.mkdir()
+    out.mkdir(parents=True)
     with open_decoder_checkpoint(checkpoint) as opened:
         record = write_decoder(
             opened,

@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from kernels.driver.opening import open_device
+from kernels.errors import DeviceError
 from runtime.decoder.cuda import CudaDecoder, CudaDecoderFiles, graphs, plan, shape
 from runtime.errors import ClosedError, EngineError, InputError, PromptError
 from runtime.fusion import PlacedIds
 from runtime.sampling import Sampler
 from runtime.types import GenerationParams
-from tests.runtime.decoder.cuda_bundles import SMALL, needs_compiler, opened, small_files
+from tests.runtime.decoder.cuda_bundles import SMALL, FailingDevice, needs_compiler, opened, small_files
 
 LENGTH = 96
 
@@ -123,11 +125,47 @@ def test_graphs_are_bounded_and_the_one_used_longest_ago_gives_way(
         assert {key[0] for key in decoder._engine._graphs._graphs} == {3, 1}
 
 
+def test_a_backend_that_cannot_capture_launches_one_by_one_and_says_so(
+    files: CudaDecoderFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = open_device("emulator")
+    refusing = FailingDevice(device, DeviceError("pycuda has no CUDA graphs"), "capture", fails_at=1)
+    tokens = ids_of(3)
+    with opened(files, device=refusing) as decoder, opened(files, graphs=False) as plain:
+        found = [decoder.decode(0, [token]) for token in tokens]
+        for row, token in zip(found, tokens, strict=True):
+            same(row, plain.decode(0, [token]))
+        assert (refusing.calls, len(decoder._engine._graphs)) == (1, 0)
+    assert "launched one by one: pycuda has no CUDA graphs" in caplog.text
+    device.close()
+
+
 def test_a_bucket_is_the_least_power_of_two_that_holds_the_context(files: CudaDecoderFiles) -> None:
     model = replace(files, max_seq_len=5000)
     assert list(model.buckets()) == [512, 1024, 2048, 4096, 5000]
     assert [model.bucket(length) for length in (1, 512, 513, 4097)] == [512, 512, 1024, 5000]
     assert list(files.buckets()) == [LENGTH]
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_bf16_activations_differ_from_f16_by_their_roundings(tmp_path: Path, group_size: int) -> None:
+    """8 bits of a product against 11: logits of several units move by some percent of one."""
+    needs_compiler()
+    tokens = ids_of(20)
+    found = []
+    for kind in ("f16", "bf16"):
+        files = small_files(tmp_path / kind, group_size=group_size, activations=kind)
+        with opened(files, slots=2, kv="i8" if group_size == 32 else "f16") as decoder:
+            found.append(decoder.prefill(0, decoder.embed(tokens), num_logits=20))
+            same(decoder.decode(1, tokens[:3]), np.concatenate([redone(decoder, tokens[: n + 1]) for n in range(3)]))
+    assert 0 < np.abs(found[0] - found[1]).mean() < 0.05
+    assert np.abs(found[0]).mean() > 1
+
+
+def redone(decoder: CudaDecoder, tokens: list[int]) -> np.ndarray:
+    """The last logits of single steps on an empty slot 0."""
+    decoder.truncate(0, 0)
+    return [decoder.decode(0, [token]) for token in tokens][-1]
 
 
 # --- weights in pieces ----------------------------------------------------------------------------------------------

@@ -36,6 +36,16 @@ def test_f32_tables_are_read_too(tmp_path: Path, stored: np.ndarray) -> None:
     assert np.array_equal(table.lookup(np.arange(10)), stored.astype(np.float32))
 
 
+def test_a_run_of_rows_is_read_as_it_is_stored(tmp_path: Path, stored: np.ndarray) -> None:
+    path = tmp_path / "table.bin"
+    path.write_bytes(stored.tobytes())
+    table = TokenTable(path, "f16", (10, 6))
+    assert np.array_equal(table.rows_between(3, 7), stored[3:7]) and table.dtype == np.float16
+    path.write_bytes(stored[:5].tobytes())
+    with pytest.raises(EngineError, match=r"ends inside rows 3\.\.7"):
+        table.rows_between(3, 7)
+
+
 @pytest.mark.parametrize("ids", [[-1], [10], [0, 3, 11]])
 def test_ids_outside_the_table_are_named(tmp_path: Path, stored: np.ndarray, ids: list[int]) -> None:
     path = tmp_path / "table.bin"
