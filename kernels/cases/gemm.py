@@ -18,9 +18,9 @@ from kernels.reference import gemm as reference
 from kernels.reference import gemv as single
 from kernels.workbench import Workbench
 
-# Group size, K (with groups of 32 half a tile at the end), tokens in tiles of 64 and of 128 (a rest of a warp, and more
-# than one tile), rows of the plain product.
-SHAPES = ((32, 352, 70, 71, 37), (64, 320, 11, 130, 70), (128, 256, 64, 97, 129))
+# Group size, K (with groups of 32 half a tile at the end; with those of 64 fewer tiles than stages), tokens in tiles of
+# 64 and of 128 (a rest of a warp, and more than one tile), rows of the plain product.
+SHAPES = ((32, 352, 70, 71, 37), (64, 128, 11, 130, 70), (128, 256, 64, 97, 129))
 CHANNELS = 40
 CAPACITY, POSITION = 136, 3
 GEMM: Mapping[TileTokens, Callable[..., None]] = MappingProxyType({64: gemm_64, 128: gemm_128})
