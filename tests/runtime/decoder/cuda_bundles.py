@@ -23,6 +23,19 @@ from tests.decoder_models import Shape, save_checkpoint, with_shape
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO_MODELS, DEMO_BUNDLES = ROOT / "models" / "demo", ROOT / "runtime" / "demo"
+NVILA_8B = {
+    "hidden": 3584,
+    "layers": 28,
+    "heads": 28,
+    "kv_heads": 4,
+    "head_dim": 128,
+    "ffn": 18944,
+    "vocab": 151651,
+    "max_seq_len": 8192,
+    "group_size": 128,
+    "head_bits": 4,
+    "rope_frequencies": (1.0,) * 64,
+}
 SMALL = with_shape(heads=4, kv_heads=2, head_dim=64, hidden=128, ffn=256, vocab=200, context=1200)
 
 
