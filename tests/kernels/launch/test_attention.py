@@ -190,6 +190,15 @@ def test_the_last_position_of_the_cache_is_used_and_the_next_one_is_full(bench: 
     np.testing.assert_array_equal(prefilled[:2], prefill(bench, q[:2], cache, capacity - 2, dtype))
 
 
+def test_a_context_of_more_splits_than_a_warp_has_lanes(bench: Workbench) -> None:
+    """With the largest score in the last split: without it in the maximum, 2^(s - max) would overflow."""
+    length = 33 * 64 + 5
+    q, keys, values = np.full((1, 2, 64), 16.0), numbers(2, 1, length, 64), rounded(numbers(3, 1, length, 64), "f16")
+    keys[:, -2] = 16.0
+    got = decode(bench, q, filled_cache(bench, keys, values, length, "f16"), length - 1, "f16", splits=34)
+    np.testing.assert_array_equal(got[0], np.broadcast_to(values[0, -2], (2, 64)))
+
+
 def test_too_few_splits_are_reported(bench: Workbench) -> None:
     cache = filled_cache(bench, numbers(2, 1, 65, 64), numbers(3, 1, 65, 64), 128, "f16")
     decode(bench, numbers(1, 1, 1, 64), cache, 63, "f16", splits=1)
