@@ -114,6 +114,15 @@ def test_a_compiler_on_the_device_is_used_when_nothing_fits(
     assert stubs[13].compiled() == []  # newer than the driver
 
 
+def test_a_compiler_of_a_newer_cuda_than_the_driver_is_of_no_use(
+    stubs: dict[int, Stub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, stubs[13])
+    with pytest.raises(ImageError, match=r"libnvrtc\.so\.13 is newer than the driver, which is of CUDA 12\.6"):
+        images.image_for(ORIN, SOURCE)
+    assert stubs[13].compiled() == []
+
+
 def test_the_newest_compiler_that_the_driver_knows_is_taken(
     stubs: dict[int, Stub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
