@@ -7,7 +7,8 @@ namespace emulator {
 EMULATOR_UNSEEN const Barrier& block_barrier(const Site* site, int vote = 0) {
   Fiber* self = current;
   Barrier& barrier = self->block->barrier;
-  release(&barrier.token);
+  uint64_t* token = &barrier.tokens[barrier.generation & 1];
+  release(token);
   if (barrier.site == nullptr)
     barrier.site = site;
   else if (barrier.site != site)
@@ -21,7 +22,7 @@ EMULATOR_UNSEEN const Barrier& block_barrier(const Site* site, int vote = 0) {
     complete(barrier);
   else
     wait_for_change(&barrier.generation, barrier.generation, site);
-  acquire(&barrier.token);
+  acquire(token);
   return barrier;
 }
 

@@ -98,7 +98,7 @@ EMULATOR_UNSEEN void place_warp(Block* block, int index) {
   warp.gathers = 1;
   for (Gather& gather : warp.gather) {
     gather.arrived = gather.generation = 0;
-    forget(&gather.token, sizeof gather.token);
+    forget(gather.tokens, sizeof gather.tokens);
   }
   warp.gather[0].mask = warp.lanes;
   int order[WARP];
@@ -139,7 +139,7 @@ EMULATOR_UNSEEN bool begin_block(Block* block, unsigned linear) {
   barrier.arrived = barrier.any = barrier.count = 0;
   barrier.all = 1;
   barrier.site = nullptr;
-  forget(&barrier.token, sizeof barrier.token);
+  forget(barrier.tokens, sizeof barrier.tokens);
   for (int i = 0; i < block->threads; i++)
     if (!place_thread(block, i)) return false;
   for (int i = 0; i < block->warps; i++) {

@@ -43,7 +43,7 @@ struct alignas(64) Matrices {
 struct Gather {
   uint32_t mask, arrived, generation;
   const Site* site;
-  uint64_t token;
+  uint64_t tokens[2];  // of even and odd generations, as a barrier's
   union alignas(64) Slots {
     uint64_t words[WARP];
     Matrices matrices;
@@ -57,7 +57,9 @@ struct Barrier {
   const Site* site;
   int any, all, count;              // votes of those who have arrived
   int last_any, last_all, last_count;  // of the last meeting
-  uint64_t token;
+  // What orders accesses for TSan, of even and odd generations: with one for all, a thread that is late from a meeting
+  // would also see ordered what others did between it and the next one, and races there would stay hidden.
+  uint64_t tokens[2];
 };
 
 struct AsyncCopy {

@@ -64,9 +64,10 @@ EMULATOR_UNSEEN int lane() { return current->lane; }
 
 EMULATOR_UNSEEN void sync_warp(const Site* site, uint32_t mask = ALL_LANES) {
   Gather& gather = gather_of(mask, site);
-  release(&gather.token);
+  uint64_t* token = &gather.tokens[gather.generation & 1];
+  release(token);
   meet(gather);
-  acquire(&gather.token);
+  acquire(token);
 }
 
 enum class Shuffle { INDEX, XOR, DOWN, UP };
