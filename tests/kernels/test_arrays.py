@@ -94,6 +94,11 @@ def test_bf16_is_the_nearest_and_ties_go_to_even(value: float) -> None:
         assert abs(float(exact)) >= float(from_bf16(np.array([0x7F7F], np.uint16))[0])
 
 
+@pytest.mark.parametrize(("value", "rounded"), [(1 + 2**-8, 1.0), (1 + 3 * 2**-8, 1 + 2**-6), (-1 - 2**-8, -1.0)])
+def test_bf16_halfway_goes_to_even(value: float, rounded: float) -> None:
+    assert from_bf16(to_bf16(np.array([value], np.float32)))[0] == rounded
+
+
 def test_nan_stays_nan_whatever_its_bits() -> None:
     bits = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001], np.uint32)
     assert np.isnan(from_bf16(to_bf16(bits.view(np.float32)))).all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kernels.arrays import DeviceArray, from_bf16
+from kernels.dlpack import DlpackOwner
 from kernels.driver import Device, open_device
 from kernels.driver.cuda_bindings import BindingsDevice
 from kernels.errors import ArrayError
@@ -75,6 +76,17 @@ def test_deleter_is_called_once_when_the_last_user_goes(device: Device, versione
     gc.collect()
     assert producer.deleted == 0
     del part
+    gc.collect()
+    assert producer.deleted == 1
+
+
+def test_owner_releases_once(device: Device) -> None:
+    producer = Producer()
+    owner = as_device_array(producer, device).owner
+    assert isinstance(owner, DlpackOwner)
+    owner.release()
+    owner.release()
+    del owner
     gc.collect()
     assert producer.deleted == 1
 

@@ -9,10 +9,12 @@ import pytest
 
 from kernels.arrays import from_bf16, to_bf16
 from kernels.driver import Device, open_device
+from kernels.driver.cuda_bindings import BindingsDevice
 from kernels.errors import ArrayError, OutOfMemoryError
 from kernels.loading import Kernels
 from kernels.state import DECODE_STATE
 from kernels.workbench import Workbench
+from tests.kernels.driver.backends import stand_ins
 from tests.kernels.driver.faulty import FaultyDevice
 
 
@@ -71,6 +73,18 @@ def test_everything_is_given_back(device: Device) -> None:
     bench.close()
     bench.close()
     assert not any(device.live().values())
+
+
+def test_host_waits_for_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_ins(monkeypatch) as machine:
+        device = BindingsDevice(0)
+        with Workbench(Kernels(device)) as bench:
+            bench.download(bench.upload(np.ones(4), "f32"))
+        device.close()
+        calls = [name for name, *_ in machine.log]
+    for copy in ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"):
+        later = [name for name in calls[calls.index(copy) + 1 :] if not name.startswith("cuCtx")]
+        assert later[0] == "cuStreamSynchronize"
 
 
 def test_nothing_leaks_when_memory_runs_out() -> None:

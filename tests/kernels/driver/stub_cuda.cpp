@@ -87,6 +87,12 @@ Result cuDeviceGetAttribute(int* value, int attribute, int) {
   return OK;
 }
 
+Result cuDeviceComputeCapability(int* major, int* minor, int) {
+  *major = 8;
+  *minor = 7;
+  return OK;
+}
+
 Result cuDevicePrimaryCtxRetain(Handle* context, int) {
   *context = PRIMARY;
   return OK;
@@ -196,7 +202,10 @@ Result cuModuleLoadData(Handle* module, const void* image) {
   return OK;
 }
 
-Result cuModuleLoadDataEx(Handle* module, const void* image, unsigned, int*, void**) {
+Result cuModuleLoadDataEx(Handle* module, const void* image, unsigned count, int* options, void** values) {
+  for (unsigned i = 0; i < count; i++) {
+    if (options[i] == 4 || options[i] == 6) values[i] = nullptr;  // bytes in the logs: none
+  }
   return cuModuleLoadData(module, image);
 }
 
@@ -225,6 +234,12 @@ Result cuFuncSetAttribute(Handle function, int attribute, int value) {
   if (attribute != 8) return INVALID_VALUE;
   granted[function] = value;
   return OK;
+}
+
+// pycuda still makes this call before each launch.
+Result cuFuncSetBlockShape(Handle function, int, int, int) {
+  NEEDS_CONTEXT;
+  return functions.count(function) ? OK : INVALID_HANDLE;
 }
 
 Result cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -307,6 +322,10 @@ Result cuEventElapsedTime(float* milliseconds, Handle start, Handle end) {
   NEEDS_CONTEXT;
   *milliseconds = 0.5f;
   return timed.at(start) && timed.at(end) ? OK : INVALID_HANDLE;
+}
+
+Result cuEventElapsedTime_v2(float* milliseconds, Handle start, Handle end) {
+  return cuEventElapsedTime(milliseconds, start, end);
 }
 
 Result cuStreamBeginCapture_v2(Handle stream, int mode) {

@@ -85,7 +85,9 @@ def test_context_of_the_application_on_another_device_is_not_used(machine: Machi
     driver = application(machine)
     context = driver.Device(1).retain_primary_context()
     context.push()
+    machine.log.clear()
     device = PycudaDevice(0)
+    assert machine.calls("cuDevicePrimaryCtxRetain") == [(0,)]
     use(device)
     assert machine.stack == [PRIMARY[1]]
     assert driver.Context.get_current() == context
