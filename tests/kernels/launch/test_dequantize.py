@@ -16,6 +16,7 @@ from kernels.launch.dequantize import KERNELS, dequantize
 from kernels.launch.weights import upload_t16
 from kernels.packing import IntWeight, pack, unpack
 from kernels.packing.t16 import GROUP_SIZES
+from kernels.reference.dequantize import dequantize as reference
 from kernels.workbench import Workbench
 
 CASES = list(cases())
@@ -90,6 +91,7 @@ def test_all_integers_with_all_zero_points(bench: Workbench, dtype: Activation) 
     weight = IntWeight(q, zeros, np.full((16, 1), 0.0999755859375, np.float16), 64)
     steps = q.astype(np.float32) - zeros
     found = expanded(bench, weight, dtype)
+    assert np.array_equal(found, reference(weight, dtype))
     if dtype == "f16":
         assert np.array_equal(found, steps.astype(np.float16) * weight.scales)
     else:
