@@ -34,7 +34,7 @@ def cases() -> Iterator[Case]:
     for tokens, vocab in ((1, 37), (4, 100)):
         yield greedy_case(uniform(tokens, (tokens, vocab), -9.0, 9.0).round().astype(np.float32), "ties")
     damaged = uniform(3, (4, 64), -2.0, 2.0).astype(np.float32)
-    damaged[0, 5], damaged[1, 63], damaged[2] = np.nan, np.inf, -np.inf
+    damaged[0, 5], damaged[1, 63], damaged[2] = -np.nan, np.inf, -np.inf
     damaged[3, 16:32] = -np.inf  # a whole tile of tokens that cannot come
     yield greedy_case(damaged, "damaged")
     for number, setting in enumerate(SETTINGS):

@@ -6,9 +6,10 @@
 
 constexpr int NOBODY = -1;
 
-// A number that compares as (value, then the lower id); values that are equal have equal keys.
+// A number that compares as (value, then the lower id). -0 counts as 0, and NaN as +inf: whoever finds that best has no
+// probabilities to choose by.
 __device__ __forceinline__ uint64_t rank_key(float value, int id) {
-  const uint32_t bits = __float_as_uint(value + 0.f);  // -0 becomes 0
+  const uint32_t bits = __float_as_uint(is_bad_logit(value) ? infinity() : value + 0.f);
   const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~id);
 }
@@ -17,6 +18,8 @@ __device__ __forceinline__ float key_value(uint64_t key) {
   const uint32_t ordered = static_cast<uint32_t>(key >> 32);
   return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
+
+__device__ __forceinline__ bool is_usable(float best) { return best > -infinity() && best < infinity(); }
 
 __device__ __forceinline__ int key_id(uint64_t key) { return static_cast<int>(~static_cast<uint32_t>(key)); }
 
@@ -80,15 +83,13 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS, 1)
   int token = NOBODY;
   for (int m = 0; m < tokens; m++) {
     uint64_t best = rank_key(-infinity(), 0x7fffffff);
-    int bad = 0;
     for (int tile = threadIdx.x; tile < tiles; tile += blockDim.x) {
       const HeadPartial part = partials[static_cast<size_t>(tile) * tokens + m];
-      bad |= part.index < 0;
-      best = max(best, rank_key(part.max, part.index));
+      best = max(best, rank_key(part.index < 0 ? infinity() : part.max, part.index));
     }
     best = block_best(best, of_warp);
     const float peak = key_value(best);
-    bad = __syncthreads_or(bad) || !(peak > -infinity());
+    const bool bad = !is_usable(peak);
     uint64_t sum = 0;
     for (int tile = threadIdx.x; tile < tiles && !bad; tile += blockDim.x) {
       const HeadPartial part = partials[static_cast<size_t>(tile) * tokens + m];
@@ -124,17 +125,13 @@ struct Best {
 
 __device__ __forceinline__ Best best_of(const Row& row, float penalty, uint64_t* of_warp) {
   uint64_t best = rank_key(-infinity(), 0x7fffffff), next = best;
-  int bad = 0;
   for (int id = threadIdx.x; id < row.vocab; id += RANK_THREADS) {
     best = max(best, rank_key(row.logits[id], id));
-    const float score = penalised(row, id, penalty);
-    bad |= is_bad_logit(score);  // as the logit itself then is, or the penalty was too much for it
-    next = max(next, rank_key(score, id));
+    next = max(next, rank_key(penalised(row, id, penalty), id));
   }
-  bad = __syncthreads_or(bad);
   best = block_best(best, of_warp);
   next = block_best(next, of_warp);
-  return {key_value(best), next, bad || !(key_value(next) > -infinity())};
+  return {key_value(best), next, !is_usable(key_value(next))};  // a bad logit is no better after the penalty
 }
 
 // Writes the depths; returns the sum of e^(logit - peak) under the model itself, in steps of 2^-44.

@@ -205,7 +205,7 @@ def test_top_k_keeps_all_that_are_equal_to_the_last(bench: Workbench) -> None:
 
 @pytest.mark.parametrize("setting", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}])
 def test_logits_without_probabilities_are_reported(bench: Workbench, setting: dict[str, Any]) -> None:
-    for place, value in ((0, np.nan), (69, np.inf), (slice(None), -np.inf)):
+    for place, value in ((0, np.nan), (7, -np.nan), (69, np.inf), (slice(None), -np.inf)):
         logits = np.linspace(-1, 1, 70).astype(np.float32)
         logits[place] = value
         chosen = choose(bench, logits, step=4, **setting)
