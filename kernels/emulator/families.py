@@ -16,6 +16,7 @@ from kernels.loading import Kernels
 from kernels.selftest.running import run_case
 
 INCLUDED = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+VARIANT = re.compile(r"_(?:g\d+|d\d+|f16|bf16|f32)(?=_|$)")
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ def _stands_in(entry: str, source: str) -> bool:
 
 
 def specimens(uses: Iterable[CaseUse], source: str, most: int = 1) -> list[CaseUse]:
-    """Choose the cases of ``source`` that need few entries: every case of the first entries of each symbol.
+    """Choose the cases of ``source`` that need few entries: every case of the first entries of each kind.
 
-    most: sets of entries per symbol; a second one is of another activation type.
+    Entries are of one kind when they differ in group size, head size and activation type alone. most: entries of a
+    kind; a second one is of another activation type.
     """
-    chosen: dict[str, list[frozenset[str]]] = defaultdict(list)
+    chosen: dict[frozenset[str], list[frozenset[str]]] = defaultdict(list)
     found = []
     for use in uses:
         entries = use.entries.get(source)
         if entries is None:
             continue
-        known = chosen[use.symbol]
+        known = chosen[frozenset(VARIANT.sub("", entry) for entry in entries)]
         if entries not in known and len(known) < most and _another_type(entries, known):
             known.append(entries)
         if entries in known:
@@ -71,10 +73,10 @@ def specimens(uses: Iterable[CaseUse], source: str, most: int = 1) -> list[CaseU
 
 
 def _another_type(entries: frozenset[str], known: Sequence[frozenset[str]]) -> bool:
-    def kinds(names: frozenset[str]) -> set[str]:
+    def types(names: frozenset[str]) -> set[str]:
         return {name.rsplit("_", 1)[-1] for name in names}
 
-    return all(kinds(entries) != kinds(other) for other in known)
+    return all(types(entries) != types(other) for other in known)
 
 
 def compiled(
@@ -86,8 +88,8 @@ def compiled(
     """
     wanted: dict[str, set[str]] = defaultdict(set)
     for use in uses:
-        for source, entries in use.entries.items():
-            wanted[source] |= entries
+        for source, launched in use.entries.items():
+            wanted[source] |= launched
     libraries = {}
     for source, entries in wanted.items():
         defines = [only(entries)]

@@ -18,8 +18,10 @@ class Place:
 REFILL = """    const int ahead = step + STAGES - 1;
     if (ahead < steps) gemm_copy<T, TOKENS>(stages + ahead % STAGES * GEMM_STAGE<TOKENS>, x, w.qw, shape, ahead);
 """
-LANDED = """    __syncthreads();  // this stage has landed for all threads, and all are done with the one that is filled next
-"""
+LANDED = (
+    "    __syncthreads();  // this stage has landed for all threads, "
+    "and all are done with the one that is filled next\n"
+)
 ADDED = """n = blockIdx.x * T16_ROWS + row;
     if (n >= N) continue;
     residual"""
