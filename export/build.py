@@ -15,8 +15,14 @@ from typing import Literal
 
 from export.chat_template import read_template
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.decoder import DecoderCheckpoint, choose_group_size, open_decoder_checkpoint, write_decoder
-from export.decoder.kinds import DecoderChoice, choose_kinds
+from export.decoder import (
+    DecoderCheckpoint,
+    choose_group_size,
+    choose_kinds,
+    open_decoder_checkpoint,
+    write_decoder,
+)
+from export.decoder.kinds import DecoderChoice
 from export.estimate import check_disk, estimate_bytes
 from export.fingerprint import BUNDLE_CODE, NARROWING_CODE, Fingerprint, code_digest
 from export.manifest_groups import context_tokens, default_max_seq_len, prompt_request, vision_section

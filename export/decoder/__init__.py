@@ -1,9 +1,10 @@
-"""Decoder weights of a checkpoint, floats or integers, → int4 ONNX decoder for the CPU (numpy and onnx; no torch).
+"""Decoder weights of a checkpoint, floats or integers, → int4 for ONNX Runtime and for the CUDA kernels (no torch).
 
 Use, as the stage "weights" of the build does::
 
     with open_decoder_checkpoint(root) as checkpoint:     # reads configuration and safetensors headers only
-        record = write_decoder(checkpoint, bundle_dir, max_seq_len=4096, accuracy_level=4,
+        kinds, left_out = choose_kinds("auto", checkpoint)
+        record = write_decoder(checkpoint, bundle_dir, max_seq_len=4096, kinds=kinds,
                                progress=lambda done, total: bar.update(done, total))
     manifest["decoder"], manifest["quantization"] = record["decoder"], record["quantization"]
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from export.decoder.checkpoint import DecoderCheckpoint, open_decoder_checkpoint
 from export.decoder.config import DecoderConfig
+from export.decoder.kinds import choose_kinds
 from export.decoder.quantize import GROUP_SIZES, choose_group_size, quantize_rtn
 from export.decoder.write import write_decoder
 
@@ -24,6 +26,7 @@ __all__ = [
     "DecoderCheckpoint",
     "DecoderConfig",
     "choose_group_size",
+    "choose_kinds",
     "open_decoder_checkpoint",
     "quantize_rtn",
     "write_decoder",
