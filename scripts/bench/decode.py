@@ -32,7 +32,7 @@ from kernels.driver.protocol import Device  # noqa: E402
 from kernels.errors import KernelError  # noqa: E402
 from kernels.loading import Kernels  # noqa: E402
 from runtime.bundle import load_bundle  # noqa: E402
-from runtime.decoder import CudaOptions, FoundDevice, SamplingDecoder, open_decoder  # noqa: E402
+from runtime.decoder import CudaOptions, FoundDevice, open_decoder  # noqa: E402
 from runtime.decoder.cuda import CudaDecoder  # noqa: E402
 from runtime.errors import VlmError  # noqa: E402
 from runtime.sampling import Draws  # noqa: E402
@@ -59,7 +59,7 @@ QUICK_PLAN = Plan((9, 20), 4, 2)
 
 
 def decode_rows(
-    decoder: SamplingDecoder, shape: DecoderShape, plan: Plan, read_gb_s: float, kv_bytes: int
+    decoder: CudaDecoder, shape: DecoderShape, plan: Plan, read_gb_s: float, kv_bytes: int
 ) -> Iterator[Row]:
     """A line per context."""
     random = np.random.default_rng(1)
@@ -87,14 +87,14 @@ def decode_rows(
         }
 
 
-def _prefill_s(decoder: SamplingDecoder, embeds: np.ndarray[Any, np.dtype[np.float32]]) -> float:
+def _prefill_s(decoder: CudaDecoder, embeds: np.ndarray[Any, np.dtype[np.float32]]) -> float:
     decoder.truncate(0, 0)
     begin = time.perf_counter()
     decoder.prefill(0, embeds)
     return time.perf_counter() - begin
 
 
-def _step_us(decoder: SamplingDecoder, tokens: int) -> list[float]:
+def _step_us(decoder: CudaDecoder, tokens: int) -> list[float]:
     """Between one token and the next, as a caller sees them. The first two steps of a graph launch and capture it."""
     draws = Draws(GenerationParams(), seed=1, step=0, seen=None)
     start, taken = decoder.length(0), []
@@ -114,7 +114,7 @@ def _step_us(decoder: SamplingDecoder, tokens: int) -> list[float]:
     return taken
 
 
-def _verify_us(decoder: SamplingDecoder, count: int, repeats: int) -> list[float]:
+def _verify_us(decoder: CudaDecoder, count: int, repeats: int) -> list[float]:
     """A step of ``count`` given tokens with all logits on the host."""
     start, taken = decoder.length(0), []
     for turn in range(repeats + 2):

@@ -65,7 +65,7 @@ class Lab:
         zp = self.values(tiles, groups, 8, dtype="u8")
         count = self.copies(qw.nbytes)
         parts = (copies_of(array, self.bench, count) for array in (qw, sc, zp))
-        return [T16Weight(*arrays, n=n, k=k, group_size=group_size) for arrays in zip(*parts, strict=True)]
+        return [T16Weight(*arrays, n, k, group_size) for arrays in zip(*parts, strict=True)]
 
     def _random_words(self, *shape: int) -> DeviceArray:
         """u32 of one random block, repeated on the device."""
