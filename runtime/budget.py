@@ -95,7 +95,7 @@ def _cuda_weights(manifest: Manifest, sizes: Mapping[str, int], embeddings: str)
     decoder = manifest.decoder
     row = 2 * decoder.hidden if embeddings == "f16" else decoder.hidden + 4
     packed = sizes[decoder.t16.file] if decoder.t16 is not None else 0
-    return packed + decoder.max_seq_len * decoder.head_dim * 4 + decoder.vocab * row
+    return packed + decoder.max_seq_len * decoder.head_dim * 4 + decoder.token_embeds.shape[0] * row
 
 
 def _cuda_cache(decoder: DecoderSection, kv: str, positions: int) -> int:

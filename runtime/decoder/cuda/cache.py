@@ -58,7 +58,8 @@ class KvCache:
         return self._allocation.uses()
 
     def close(self) -> None:
-        """Free it; harmless when repeated."""
+        """Free it; harmless when repeated. There are no slots then."""
+        self.lengths = []
         self._allocation.close()
 
     def _layer(self, rows: DeviceArray, row: int) -> KvLayer:

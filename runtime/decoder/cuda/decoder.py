@@ -233,9 +233,10 @@ class CudaDecoder:
             raise status_error(status, f"at position {position}")
 
     def _check_ids(self, ids: npt.NDArray[Any]) -> None:
-        outside = ids[(ids < 0) | (ids >= self.vocab)]
+        rows = self._files.embed_rows
+        outside = ids[(ids < 0) | (ids >= rows)]
         if len(outside):
-            message = f"token id {outside[0]} is outside the table of {self.vocab} rows"
+            message = f"token id {outside[0]} is outside the table of {rows} rows"
             raise PromptError(message, hint="use the tokenizer of this bundle")
 
     def _check_room(self, slot: int, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.driver.protocol import Device
+from kernels.errors import StickyError
 from kernels.launch.attention import partials_shape, split_positions
 from kernels.launch.kv import KvLayer
 from kernels.launch.sample import sample_filtered, sample_greedy
@@ -45,6 +47,8 @@ from runtime.preprocess_cuda import CudaPreprocessor
 from runtime.sampling import Draws
 
 F32 = npt.NDArray[np.float32]
+_log = logging.getLogger(__name__)
+
 Choice = Literal["logits", "greedy", "filtered"]
 
 
@@ -59,6 +63,7 @@ class CudaEngine:
     ) -> None:
         self._files, self._options, self.device = files, options, device
         self._tile_makers: list[CudaPreprocessor] = []
+        self._held: tuple[object, ...] = ()  # host arrays that copies may still read
         with ExitStack() as stack:
             weights = WeightFile(files)
             stack.callback(weights.close)
@@ -83,7 +88,7 @@ class CudaEngine:
             self._forward.kv, self._forward.staged = self._cache.layers, self._staging()
             self._graphs = StepGraphs(device, self.stream, enabled=options.graphs)
             stack.callback(self._graphs.close)
-            stack.callback(self.stream.synchronize)
+            stack.callback(self._settle)
             weights.close()
             self._stack = stack.pop_all()
 
@@ -97,6 +102,9 @@ class CudaEngine:
         self.stream.synchronize()
         self._graphs.close()
         self._cache.close()
+        refused = shortage(self.device, cache_items(self._files, self._options.kv, slots))
+        if refused is not None:
+            raise refused
         self._cache = KvCache(self.device, self.stream, self._files, self._options.kv, slots)
         self._forward.kv = self._cache.layers
 
@@ -106,12 +114,14 @@ class CudaEngine:
         return self._span(position, rows, tail)
 
     def load_embeds(self, embeds: F32) -> None:
-        """Enqueue the copy of embeddings f32 [rows, hidden], which must stay alive, into the residual stream."""
+        """Enqueue the copy of embeddings f32 [rows, hidden] into the residual stream."""
+        self._held = (embeds,)
         self.device.copy_in(self._fixed.arrays["residual"].ptr, embeds, self.stream)
 
     def load_ids(self, placed: PlacedIds) -> None:
         """Put embeddings together from the token table and rows of images."""
         arrays, rows = self._fixed.arrays, len(placed.images)
+        self._held = (placed.ids, placed.images)
         self.device.copy_in(arrays["ids"].ptr, placed.ids, self.stream)
         if rows:
             self.device.copy_in(arrays["images"].ptr, placed.images, self.stream)
@@ -161,7 +171,9 @@ class CudaEngine:
 
     def status(self) -> int:
         """Status bits of the last pass; waits for it."""
-        return self._states.status()
+        status = self._states.status()
+        self._held = ()
+        return status
 
     def drain(self) -> None:
         """Wait for everything that was enqueued."""
@@ -230,7 +242,7 @@ class CudaEngine:
             *sampling_items(files),
         ]
         caches = cache_items(files, kv, slots)
-        wide: TableForm = "i8" if self._options.embeddings == "i8" else float_form(table, files.vocab)
+        wide: TableForm = "i8" if self._options.embeddings == "i8" else float_form(table)
         forms: list[TableForm] = [wide, "i8"] if self._options.embeddings == "auto" else [wide]
         for form in forms:
             items = [*fixed, *table_items(files, form)]
@@ -254,6 +266,13 @@ class CudaEngine:
 
     def _close_cache(self) -> None:
         self._cache.close()
+
+    def _settle(self) -> None:
+        """Nothing runs any more when memory is given back; in a lost context nothing does anyway."""
+        try:
+            self.stream.synchronize()
+        except StickyError as problem:
+            _log.warning("closing a decoder whose context is lost: %s", problem.message)
 
 
 def _largest(items: Sequence[Item]) -> int:

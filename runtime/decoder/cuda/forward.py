@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kernels.launch.gemm import gemm, gemm_qkv_rope_kv, gemm_swiglu
-
 from kernels.arrays import DeviceArray
 from kernels.driver.protocol import Stream
 from kernels.launch.attention import (
@@ -23,6 +21,7 @@ from kernels.launch.attention import (
     split_positions,
 )
 from kernels.launch.embed import embed_f16, embed_i8, fuse_image_text
+from kernels.launch.gemm import gemm, gemm_qkv_rope_kv, gemm_swiglu
 from kernels.launch.gemv import gemv, gemv_qkv_rope_kv, gemv_residual, gemv_swiglu
 from kernels.launch.head import head_argmax, head_logits
 from kernels.launch.kv import KvLayer, kv_quantize_i8
@@ -70,7 +69,7 @@ class Forward:
         """Rows of the table for the tokens in ``state``, into the residual stream."""
         target = self._buffers["residual"].rows(0, rows)
         for part in self._table:
-            at = {"first_id": part.first_id, "vocab": self._files.vocab}
+            at = {"first_id": part.first_id, "vocab": self._files.embed_rows}
             if part.scales is None:
                 embed_f16(self._kernels, self._stream, part.rows, state, target, **at)
             else:
@@ -91,7 +90,7 @@ class Forward:
                 target,
                 state,
                 first_id=part.first_id,
-                vocab=self._files.vocab,
+                vocab=self._files.embed_rows,
             )
 
     def layers(self, span: Span) -> None:

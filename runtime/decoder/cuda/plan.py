@@ -114,7 +114,7 @@ def head_items(files: CudaDecoderFiles) -> list[Item]:
 def table_rows(files: CudaDecoderFiles, form: TableForm) -> list[Rows]:
     """The token table's rows as its pieces hold them."""
     row_bytes = files.hidden * (1 if form == "i8" else 2)
-    return _runs(files.vocab, max(1, (MAX_PIECE_BYTES - ITEM_ALIGNMENT) // row_bytes))
+    return _runs(files.embed_rows, max(1, (MAX_PIECE_BYTES - ITEM_ALIGNMENT) // row_bytes))
 
 
 def table_items(files: CudaDecoderFiles, form: TableForm) -> list[Item]:

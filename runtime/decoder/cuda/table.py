@@ -29,7 +29,7 @@ class TablePart:
     first_id: int
 
 
-def float_form(table: TokenTable, vocab: int) -> TableForm:
+def float_form(table: TokenTable) -> TableForm:
     """The 16-bit form that holds the file's values: f16, or bf16 for f32 values beyond what f16 holds exactly.
 
     Reads a table of f32 once from end to end, one of f16 not at all.
@@ -37,8 +37,8 @@ def float_form(table: TokenTable, vocab: int) -> TableForm:
     if table.dtype == np.float16:
         return "f16"
     narrow = exact = True
-    for first in range(0, vocab, _step(table)):
-        rows = table.rows_between(first, min(first + _step(table), vocab)).astype(np.float32, copy=False)
+    for first in range(0, table.rows, _step(table)):
+        rows = table.rows_between(first, min(first + _step(table), table.rows)).astype(np.float32, copy=False)
         with np.errstate(over="ignore"):
             narrow = narrow and bool((rows.astype(np.float16).astype(np.float32) == rows).all())
         exact = exact and bool((from_bf16(to_bf16(rows)) == rows).all())

@@ -32,6 +32,7 @@ NVILA_8B = {
     "ffn": 18944,
     "vocab": 151651,
     "max_seq_len": 8192,
+    "embed_rows": 151651,
     "group_size": 128,
     "head_bits": 4,
     "rope_frequencies": (1.0,) * 64,

@@ -118,7 +118,7 @@ def test_graphs_are_bounded_and_the_one_used_longest_ago_gives_way(
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     tokens = ids_of(4)
     with opened(files) as decoder:
-        for count in (1, 2, 3, 1, 2, 3, 1):
+        for count in (1, 2, 3, 1, 2, 1, 3):
             decoder.truncate(0, 0)
             decoder.decode(0, tokens[:count])
         assert decoder._engine.device.live()["graph"] == len(decoder._engine._graphs) == 2
@@ -341,6 +341,20 @@ def test_an_image_row_that_does_not_exist_is_an_error_and_leaves_the_slot(decode
         decoder.prefill_ids(0, PlacedIds(np.array([1, -1, -3], np.int32), image))
     assert decoder.length(0) == 1
     assert np.isfinite(decoder.decode(0, [2])).all()
+
+
+def test_a_table_with_more_rows_than_the_head_is_on_the_device_as_a_whole(
+    files: CudaDecoderFiles, decoder: CudaDecoder, tmp_path: Path
+) -> None:
+    """Placeholders may have rows that the head does not know."""
+    stored = np.fromfile(files.token_embeds, np.float16).reshape(-1, SMALL.hidden)
+    longer = np.concatenate([stored, stored[:3]])
+    longer.tofile(tmp_path / "table.bin")
+    more = replace(files, token_embeds=tmp_path / "table.bin", embed_rows=len(longer))
+    with opened(more) as other:
+        same(other.decode(0, [5, SMALL.vocab + 2]), decoder.decode(0, [5, 2]))
+        with pytest.raises(PromptError, match="outside the table of 203 rows"):
+            other.decode(0, [SMALL.vocab + 3])
 
 
 def test_use_after_close_is_refused(files: CudaDecoderFiles) -> None:

@@ -19,7 +19,7 @@ from runtime.budget import memory_budget
 from runtime.decoder.cuda import CudaDecoder, CudaDecoderFiles, plan
 from runtime.decoder.cuda.allocation import GRAPHS_BYTES
 from runtime.decoder.options import CudaOptions
-from runtime.errors import EngineError, MemoryLimitError
+from runtime.errors import EngineError, InputError, MemoryLimitError
 from runtime.fusion import PlacedIds
 from runtime.sampling import Sampler
 from runtime.types import GenerationParams
@@ -254,6 +254,31 @@ def test_a_lost_context_is_said_and_the_decoder_still_closes(files: CudaDecoderF
             decoder.decode(0, [1])
         assert "start the process again" in str(caught.value.hint)
     device.close()
+
+
+def test_a_context_that_is_really_lost_closes_without_another_error(
+    files: CudaDecoderFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = open_device("emulator")
+    with opened(files, device=device) as decoder:
+        device.handles.lost = StickyError("illegal address")  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match="context is lost"):
+            decoder.decode(0, [1])
+        assert decoder.length(0) == 0
+    assert "context is lost" in caplog.text
+    device.close()
+
+
+def test_more_slots_than_fit_are_refused_and_fewer_can_be_opened_then(files: CudaDecoderFiles, device: Any) -> None:
+    failing = FailingDevice(device, OutOfMemoryError("no memory", requested=1), "alloc")
+    with opened(files, device=failing) as decoder:
+        failing.fails_at = failing.calls + 1
+        with pytest.raises(MemoryLimitError):
+            decoder.open(5)
+        with pytest.raises(InputError, match="not one of the 0 slots"):
+            decoder.decode(0, [1])
+        decoder.open(2)
+        assert np.isfinite(decoder.decode(1, [1])).all()
 
 
 def test_code_for_another_device_is_refused_with_the_command_that_makes_it(

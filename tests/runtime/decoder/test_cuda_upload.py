@@ -63,8 +63,7 @@ def sparse_files(folder: Path) -> CudaDecoderFiles:
         weights=folder / "t16.safetensors",
         token_embeds=folder / "token_embeds.bin",
         token_embeds_dtype="f16",
-        embed_rows=24000,
-        **{**NVILA_8B, "layers": 3, "vocab": 24000, "max_seq_len": 512},  # type: ignore[arg-type]
+        **{**NVILA_8B, "layers": 3, "vocab": 24000, "embed_rows": 24000, "max_seq_len": 512},  # type: ignore[arg-type]
         rms_eps=1e-6,
         activations="f16",
         digest="0" * 64,
@@ -147,5 +146,5 @@ def test_a_table_of_f32_takes_the_form_that_holds_it(tmp_path: Path, values: lis
         rows[2, 1] = from_bf16(np.array([0x7F00], np.uint16))[0]
     rows.tofile(tmp_path / "table.bin")
     table = TokenTable(tmp_path / "table.bin", "f32", (4, 8))
-    assert float_form(table, 4) == form
+    assert float_form(table) == form
     table.close()
