@@ -28,7 +28,7 @@ EXTRAS = {
     # Run time: one engine library.
     "cpu": ["onnxruntime>=1.23.2"],
     "ort-gpu": ["onnxruntime-gpu>=1.23.2; platform_machine == 'x86_64'"],
-    "cuda12": ["cuda-bindings>=12.6,<13"],
+    "cuda12": ["cuda-bindings>=12.9,<13"],
     "cuda13": ["cuda-bindings>=13,<14"],
     "pycuda": ["pycuda>=2024.1"],
     "video": ["opencv-python-headless>=4.8"],
