@@ -64,8 +64,8 @@ class Lab:
         sc = self.bench.upload(np.full((tiles, groups, 8, 2), SCALE), DTYPES["sc"])
         zp = self.values(tiles, groups, 8, dtype="u8")
         count = self.copies(qw.nbytes)
-        parts = (copies_of(array, self.bench, count) for array in (qw, sc, zp))
-        return [T16Weight(*arrays, n, k, group_size) for arrays in zip(*parts, strict=True)]
+        copied = zip(*(copies_of(array, self.bench, count) for array in (qw, sc, zp)), strict=True)
+        return [T16Weight(words, scales, zeros, n, k, group_size) for words, scales, zeros in copied]
 
     def _random_words(self, *shape: int) -> DeviceArray:
         """u32 of one random block, repeated on the device."""
