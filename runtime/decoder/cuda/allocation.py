@@ -46,7 +46,12 @@ class Allocation:
 
 
 def shortage(device: Device, items: Sequence[Item]) -> MemoryLimitError | None:
-    """The error for items that do not fit into what is free, with the numbers; None when they fit."""
+    """The error for items that do not fit into what is free, with the numbers; None when they fit.
+
+    Raises MemoryLimitError for an item that no piece holds.
+    """
+    for _ in pieces(items):
+        pass
     sizes = purpose_bytes(items)
     needed, (free, total) = sum(sizes.values()) + GRAPHS_BYTES, device.memory_info()
     if needed <= free:

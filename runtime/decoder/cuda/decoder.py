@@ -29,7 +29,7 @@ MAX_SLOTS = 64
 
 
 class CudaDecoder:
-    """Implements :class:`runtime.decoder.Decoder`, and `SamplingDecoder` and `FusingDecoder` beside it.
+    """Implements :class:`runtime.decoder.Decoder`, and beside it all that a decoder may do on its device.
 
     ``owned``: whether the device is closed with the decoder. Raises MemoryLimitError with the numbers before anything
     is allocated, BundleError, EngineError.

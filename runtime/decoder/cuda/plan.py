@@ -92,13 +92,12 @@ def weight_items(files: CudaDecoderFiles, biases: Iterable[str]) -> list[Item]:
 
 def head_rows(files: CudaDecoderFiles) -> list[Rows]:
     """The vocabulary's rows as the pieces of the LM head hold them, whole tiles each."""
-    tiles = tiles_of(files.vocab)
     per_tile = sum(
         Item(name, "LM head", *spec).nbytes
         for name, spec in packed_tensors("head", TILE_ROWS, files.head()[1], files.group_size).items()
     )
     step = max(1, (MAX_PIECE_BYTES - 3 * ITEM_ALIGNMENT) // per_tile) * TILE_ROWS
-    return _runs(files.vocab, step) if tiles * TILE_ROWS > step else [Rows(0, files.vocab)]
+    return _runs(files.vocab, step)
 
 
 def head_items(files: CudaDecoderFiles) -> list[Item]:

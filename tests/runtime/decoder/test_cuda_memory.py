@@ -104,6 +104,16 @@ def test_an_array_that_no_piece_holds_is_refused_by_name(large: CudaDecoderFiles
     assert "--max-seq-len" in str(caught.value.hint)
 
 
+def test_a_cache_that_no_piece_holds_is_refused_before_anything_is_allocated(
+    files: CudaDecoderFiles, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MAX_PIECE_BYTES", 2 * LENGTH * 64)  # half of a slot's keys in one layer
+    counted = FailingDevice(device, EngineError("never"), "alloc", "create_stream")
+    with pytest.raises(MemoryLimitError, match="in one piece"):
+        CudaDecoder(files, CudaOptions(), counted, owned=False)
+    assert counted.calls == 0
+
+
 @pytest.mark.parametrize(("kv", "embeddings"), [("f16", "f16"), ("i8", "i8")])
 @pytest.mark.parametrize("name", ["demo-llava", "demo-nvila"])
 def test_budget_covers_what_is_allocated_and_little_more(tmp_path: Path, name: str, kv: str, embeddings: str) -> None:
