@@ -13,10 +13,10 @@ from kernels.arrays import Activation, DeviceArray, from_host_dtype
 from kernels.cases.cache import Side, decode_state, empty_cache, rounded
 from kernels.cases.numbers import integers, uniform
 from kernels.kernel import F64, Case
-from kernels.launch.gemv import gemv, gemv_qkv_rope_kv, gemv_residual, gemv_swiglu
+from kernels.launch.gemv import MAX_WARPS, WARP_INPUTS, gemv, gemv_qkv_rope_kv, gemv_residual, gemv_swiglu
 from kernels.launch.weights import T16Weight, upload_t16
 from kernels.packing import IntWeight, gate_up_order, pack, qkv_order, reordered
-from kernels.packing.t16 import Order
+from kernels.packing.t16 import TILE_ROWS, Order
 from kernels.reference import gemv as reference
 from kernels.workbench import Workbench
 
@@ -82,6 +82,7 @@ def cases() -> Iterator[Case]:
             yield swiglu(product(seed + 200, tokens, 2 * CHANNELS, k, group_size, dtype))
             rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM
             yield qkv(product(seed + 300, tokens, rows, k, group_size, dtype))
+    yield plain(product(4000, 2, TILE_ROWS, WARP_INPUTS * MAX_WARPS, 32, "f16"))  # as many warps as a block may have
 
 
 def plain(of: Product) -> Case:

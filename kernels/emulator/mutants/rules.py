@@ -26,7 +26,7 @@ MEMORY = re.compile(r"\[|\*\s*\w|__ldg|ld_stream|->|load")
 CONSTANT = re.compile(r"[A-Z_0-9<>= ]+")  # decided by the compiler
 EXIT = re.compile(r"\{?\s*(?:return|continue|break)\b")
 LEAVES = re.compile(r"\b(?:return|continue|break)\b[^;]*;\s*\}$")
-ATOMIC_OPERATORS = {"atomicAdd": "+", "atomicOr": "|", "atomicAnd": "&", "atomicXor": "^", "atomicSub": "-"}
+BARRIER = re.compile(r"\s*__sync\w+\(\);")
 NOTHING = "((void)0)"
 
 Edit = tuple[str, int, int, str]  # rule, start, end, replacement
@@ -71,14 +71,10 @@ def _synchronisation(code: str) -> Iterator[Edit]:
 
 
 def _atomics(code: str) -> Iterator[Edit]:
-    """The same update, not atomic."""
-    for name, start, opening, end in calls(code, "|".join(ATOMIC_OPERATORS)):
-        (first, until), (second, last) = arguments(code, opening)
-        plain = (
-            f"[&] {{ auto* at = {code[first:until]}; auto old = *at; "
-            f"*at = old {ATOMIC_OPERATORS[name]} ({code[second:last]}); return old; }}()"
-        )
-        yield "atomic", start, end, plain
+    """The value as it is, not updated. (An update that is not atomic is one of the planted kinds.)"""
+    for _, start, opening, end in calls(code, r"atomic[A-Z]\w+"):
+        first, last = arguments(code, opening)[0]
+        yield "atomic", start, end, f"(*({code[first:last]}))"
 
 
 def _conditions(code: str) -> Iterator[Edit]:
@@ -88,6 +84,8 @@ def _conditions(code: str) -> Iterator[Edit]:
         if not RELATION.search(condition) or CONSTANT.fullmatch(condition):
             continue
         guarded = statement_after(code, end)
+        if BARRIER.fullmatch(guarded):  # guards no access; the barrier itself is a mutant
+            continue
         leaves = EXIT.match(guarded) or LEAVES.search(guarded)
         yield "guard", opening + 1, end - 1, "false" if leaves else "true"
 
