@@ -75,6 +75,7 @@ def small_files(
     group_size: int = 32,
     max_seq_len: int = 96,
     activations: str = "f16",
+    head_bits: int = 4,
     change: Callable[[dict[str, Any]], None] | None = None,
 ) -> CudaDecoderFiles:
     """A small random decoder on disk. ``change`` may alter the checkpoint's tensors before they are quantised."""
@@ -82,6 +83,7 @@ def small_files(
     if change is not None:
         change(weights)
     checkpoint = save_checkpoint(folder / "checkpoint", shape, weights=weights)
+    (checkpoint / "quantization.json").write_text(json.dumps({"head_bits": head_bits}))
     out = folder / "bundle"
     out.mkdir(parents=True)
     with open_decoder_checkpoint(checkpoint) as opened:

@@ -162,6 +162,25 @@ def test_bf16_activations_differ_from_f16_by_their_roundings(tmp_path: Path, gro
     assert np.abs(found[0]).mean() > 1
 
 
+def test_a_head_of_eight_bits_is_nearer_to_the_floats_than_one_of_four(tmp_path: Path) -> None:
+    """Two 4-bit halves side by side, fed with the same row twice. Final norms are what both heads are fed with."""
+    needs_compiler()
+    tokens, found = ids_of(12), {}
+    for bits in (4, 8):
+        files = small_files(tmp_path / str(bits), head_bits=bits)
+        assert (files.head_bits, files.head_copies) == (bits, bits // 4)
+        with opened(files) as decoder:
+            found[bits] = decoder.decode(0, tokens)
+            source = decoder._engine._fixed.arrays["head_input"].rows(0, 4)  # of the last four tokens
+            normed = np.empty(source.shape, np.float16)
+            decoder._engine.device.copy_out(normed, source.ptr, decoder._engine.stream)
+            decoder._engine.stream.synchronize()
+    np.testing.assert_array_equal(normed[:, : SMALL.hidden], normed[:, SMALL.hidden :])
+    exact = normed[:, : SMALL.hidden].astype(np.float64) @ SMALL.weights()["lm_head.weight"].astype(np.float64).T
+    coarse, fine = (np.abs(found[bits][-4:] - exact).max() for bits in (4, 8))
+    assert fine < coarse / 8  # 16 times as many levels
+
+
 def redone(decoder: CudaDecoder, tokens: list[int]) -> np.ndarray:
     """The last logits of single steps on an empty slot 0."""
     decoder.truncate(0, 0)
