@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.arrays import Activation, DeviceArray, from_host_dtype
-from kernels.cases.cache import Side, decode_state, empty_cache, rounded
+from kernels.cases.cache import Side, decode_state, empty_cache, rounded, status_of
 from kernels.cases.numbers import integers, uniform
 from kernels.kernel import F64, Case
 from kernels.launch.gemv import MAX_WARPS, WARP_INPUTS, gemv, gemv_qkv_rope_kv, gemv_residual, gemv_swiglu
@@ -18,6 +18,7 @@ from kernels.launch.weights import T16Weight, upload_t16
 from kernels.packing import IntWeight, gate_up_order, pack, qkv_order, reordered
 from kernels.packing.t16 import TILE_ROWS, Order
 from kernels.reference import gemv as reference
+from kernels.state import STATUS_FULL
 from kernels.workbench import Workbench
 
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -83,6 +84,7 @@ def cases() -> Iterator[Case]:
             rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM
             yield qkv(product(seed + 300, tokens, rows, k, group_size, dtype))
     yield plain(product(4000, 2, TILE_ROWS, WARP_INPUTS * MAX_WARPS, 32, "f16"))  # as many warps as a block may have
+    yield qkv_beyond(product(4100, 3, (HEADS + 2 * KV_HEADS) * HEAD_DIM, 96, 32, "f16"))
 
 
 def plain(of: Product) -> Case:
@@ -170,6 +172,36 @@ def qkv(of: Product) -> Case:
     entry = f"gemv_qkv_rope_kv_{of.entry_suffix}"
     expected, bound = dict(zip(names, answers, strict=True)), dict(zip(names, bounds, strict=True))
     return Case("gemv_qkv_rope_kv", entry, of.name, run, expected, bound)
+
+
+def qkv_beyond(of: Product) -> Case:
+    """gemv_qkv_rope_kv where the cache has room for the first token alone: the rest sets STATUS_FULL alone."""
+    w, last = of.dequantized(), CAPACITY - 1
+    bias = np.zeros(w.shape[0], np.float32)
+    rope = rope_table(CAPACITY, HEAD_DIM)
+    tokens = of.x.shape[0]
+
+    def run(bench: Workbench) -> Outputs:
+        x, weight = of.upload(bench, qkv_order(HEADS, KV_HEADS, HEAD_DIM))
+        cache = empty_cache(bench, KV_HEADS, HEAD_DIM, CAPACITY, of.dtype)
+        q, state = bench.empty((tokens, HEADS, HEAD_DIM), of.dtype), decode_state(bench, last)
+        table = bench.upload(rope, "f32")
+        gemv_qkv_rope_kv(bench.kernels, bench.stream, x, weight, None, table, state, q, cache.layer, heads=HEADS)
+        written = {side: from_host_dtype(cache.read(bench, side, 0)[0], of.dtype) for side in SIDES}
+        return {"q": bench.download(q), "status": np.array([status_of(bench, state)]), **written}
+
+    sizes = {"heads": HEADS, "kv_heads": KV_HEADS}
+    one = reference.gemv_qkv_rope_kv(of.x[:1], w, bias, rope, last, **sizes)
+    limits = reference.qkv_bounds(of.x[:1], w, bias, rope, last, of.weight.group_size, of.dtype, **sizes)
+    shapes = ((tokens, HEADS, HEAD_DIM), *[(KV_HEADS, CAPACITY, HEAD_DIM)] * 2)
+    expected: dict[str, npt.NDArray[Any]] = {"status": np.array([STATUS_FULL])}
+    bound: dict[str, F64] = {}
+    for name, shape, values, limit in zip(("q", *SIDES), shapes, one, limits, strict=True):
+        expected[name], bound[name] = np.full(shape, np.nan), np.zeros(shape)
+        row = np.s_[0] if name == "q" else np.s_[:, last]
+        expected[name][row], bound[name][row] = values[0], limit[0]
+    entry = f"gemv_qkv_rope_kv_{of.entry_suffix}"
+    return Case("gemv_qkv_rope_kv", entry, f"{of.name} beyond the cache", run, expected, bound)
 
 
 def rope_table(positions: int, head_dim: int) -> npt.NDArray[np.float32]:
