@@ -23,6 +23,7 @@ from kernels.emulator.mutants.source import (
 EXEMPT = ("ptx.cuh", "state.cuh")  # the emulator's own side, and structures
 RELATION = re.compile(r"(?<![<>-])(?:<=|>=|<|>)(?![<>])")
 MEMORY = re.compile(r"\[|\*\s*\w|__ldg|ld_stream|->|load")
+FLOATING = re.compile(r"[<>]=?\s*-?(?:\d+\.\d*f?|infinity\(\))")  # compares values, not places
 CONSTANT = re.compile(r"[A-Z_0-9<>= ]+")  # decided by the compiler
 EXIT = re.compile(r"\{?\s*(?:return|continue|break)\b")
 LEAVES = re.compile(r"\b(?:return|continue|break)\b[^;]*;\s*\}$")
@@ -81,7 +82,7 @@ def _conditions(code: str) -> Iterator[Edit]:
     """``if`` with a comparison: what it guards always runs; the early exit never does."""
     for _, _start, opening, end in calls(code, "if"):
         condition = code[opening + 1 : end - 1]
-        if not RELATION.search(condition) or CONSTANT.fullmatch(condition):
+        if not _compares_places(condition) or CONSTANT.fullmatch(condition):
             continue
         guarded = statement_after(code, end)
         if BARRIER.fullmatch(guarded):  # guards no access; the barrier itself is a mutant
@@ -95,17 +96,21 @@ def _ternaries(code: str) -> Iterator[Edit]:
     for mark in (found.start() for found in re.finditer(r"\?", code)):
         start = condition_before(code, mark)
         condition, rest = code[start:mark].rstrip(), code[mark + 1 : mark + 120].split(";")[0]
-        if RELATION.search(condition) and MEMORY.search(rest.split(" : ")[0]):
+        if _compares_places(condition) and MEMORY.search(rest.split(" : ")[0]):
             yield "guard", start, start + len(condition), "true"
 
 
 def _predicates(code: str) -> Iterator[Edit]:
     """A named condition, and the predicate of an asynchronous copy."""
     for found in re.finditer(r"\bconst bool \w+ = ([^;,]*);", code):
-        if RELATION.search(found.group(1)):
+        if _compares_places(found.group(1)):
             yield "guard", found.start(1), found.end(1), "true"
     for _, _start, opening, _end in calls(code, "cp_async16"):
         first, last = arguments(code, opening)[2]
         predicate = code[first:last]
         if predicate.strip() != "true":
             yield "guard", first + len(predicate) - len(predicate.lstrip()), last, "true"
+
+
+def _compares_places(condition: str) -> bool:
+    return RELATION.search(FLOATING.sub("", condition)) is not None
