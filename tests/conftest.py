@@ -24,6 +24,8 @@ hypothesis.settings.load_profile("jetson-vlm")
 # Nothing is fetched: what a test needs, it makes.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Kernels compiled for the CPU are found by their content: the next run, also of another Python, need not do it again.
+os.environ.setdefault("VLM_EMULATOR_CACHE", str(Path(__file__).resolve().parents[1] / "build" / "emulator"))
 
 
 @pytest.fixture(scope="session", autouse=True)

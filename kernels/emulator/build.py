@@ -73,7 +73,9 @@ def _paths(folder: Path, directory: Path) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Name the folder of compiled kernels; $XDG_CACHE_HOME is honoured."""
+    """Name the folder of compiled kernels: $VLM_EMULATOR_CACHE, else one in the user's cache ($XDG_CACHE_HOME)."""
+    if named := os.environ.get("VLM_EMULATOR_CACHE"):
+        return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jetson-vlm" / "emulator"
 
 

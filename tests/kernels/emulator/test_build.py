@@ -26,6 +26,7 @@ CUDA_KERNEL_EXPORT(two)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("VLM_EMULATOR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "jetson-vlm" / "emulator"
 
@@ -52,6 +53,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(build, "_compile", compile_nothing)
     return made
+
+
+def test_a_folder_of_ones_own_comes_before_the_users_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build.cache_folder() == cache
+    monkeypatch.setenv("VLM_EMULATOR_CACHE", str(tmp_path / "mine"))
+    assert build.cache_folder() == tmp_path / "mine"
 
 
 @needs_compiler
