@@ -159,8 +159,8 @@ def _called(job: Mapping[str, Any]) -> Outcome:
     module, _, name = job["function"].partition(":")
     try:
         return Outcome("done", getattr(importlib.import_module(module), name)(**job["arguments"]))
-    except Exception:  # noqa: BLE001 - a job's error is its result, told with its traceback
-        return Outcome("error", None, traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 - a job's error is its result, told with its traceback
+        return Outcome("error", None, "".join(traceback.format_exception(error)))
 
 
 def _forked(job: Mapping[str, Any]) -> Outcome:
