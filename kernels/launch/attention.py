@@ -117,23 +117,9 @@ def attn_prefill(
     tokens, heads = _check_queries(q, kv)
     check_state(state)
     check_array("o", o, q.dtype, q.shape)
-    kernels.launch(
-        f"attn_prefill_{'i8_' if kv.dtype == 'i8' else ''}d{kv.head_dim}_{q.dtype}",
-        (-(-(tokens * heads // kv.kv_heads) // PREFILL_ROWS), kv.kv_heads, 1),
-        (THREADS, 1, 1),
-        prefill_shared_bytes(kv.head_dim, kv.dtype),
-        stream,
-        "PPPiiPPii",
-        q.ptr,
-        kv.keys.ptr,
-        kv.values.ptr,
-        kv.kv_heads,
-        kv.capacity,
-        state.ptr,
-        o.ptr,
-        tokens,
-        heads // kv.kv_heads,
-    )
+    symbol = "attn_prefill_i8" if kv.dtype == "i8" else "attn_prefill"
+    blocks = -(-(tokens * heads // kv.kv_heads) // PREFILL_ROWS)
+    _launch_queries(kernels, stream, symbol, blocks, prefill_shared_bytes(kv.head_dim, kv.dtype), q, kv, state, o)
 
 
 def prefill_shared_bytes(head_dim: int, dtype: KvDType) -> int:
@@ -157,11 +143,28 @@ def _launch_split(
     check_state(state)
     _check_sizes(tokens, kv.head_dim, splits)
     check_array("partials", partials, "f32", partials_shape(tokens, heads, kv.head_dim, splits))
+    shared_bytes = split_shared_bytes(tokens * heads // kv.kv_heads, kv.head_dim, kv.dtype)
+    _launch_queries(kernels, stream, symbol, splits, shared_bytes, q, kv, state, partials)
+
+
+def _launch_queries(
+    kernels: Kernels,
+    stream: Stream,
+    symbol: str,
+    blocks: int,
+    shared_bytes: int,
+    q: DeviceArray,
+    kv: KvLayer,
+    state: DeviceArray,
+    out: DeviceArray,
+) -> None:
+    """Launch ``blocks`` blocks for every KV head, with checked arrays."""
+    tokens, heads, head_dim = q.shape
     kernels.launch(
-        f"{symbol}_d{kv.head_dim}_{q.dtype}",
-        (splits, kv.kv_heads, 1),
+        f"{symbol}_d{head_dim}_{q.dtype}",
+        (blocks, kv.kv_heads, 1),
         (THREADS, 1, 1),
-        split_shared_bytes(tokens * heads // kv.kv_heads, kv.head_dim, kv.dtype),
+        shared_bytes,
         stream,
         "PPPiiPPii",
         q.ptr,
@@ -170,7 +173,7 @@ def _launch_split(
         kv.kv_heads,
         kv.capacity,
         state.ptr,
-        partials.ptr,
+        out.ptr,
         tokens,
         heads // kv.kv_heads,
     )

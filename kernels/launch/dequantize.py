@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kernels.arrays import DeviceArray, check_array
 from kernels.driver.protocol import Stream
 from kernels.kernel import Kernel
-from kernels.launch.gemv import entries
+from kernels.launch.products import entries
 from kernels.launch.weights import T16Weight
 from kernels.packing.t16 import steps_of
 from kernels.reference.dequantize import dequantize as reference

@@ -11,8 +11,10 @@ from kernels.arrays import DeviceArray, DType, check_array
 from kernels.driver.protocol import Dim3, Stream
 from kernels.errors import ArrayError
 from kernels.kernel import Kernel
+from kernels.launch.kv import check_state
+from kernels.launch.products import pointer
 from kernels.reference import embed as reference
-from kernels.state import DECODE_STATE, MAX_STEP_TOKENS
+from kernels.state import MAX_STEP_TOKENS
 
 if TYPE_CHECKING:
     from kernels.loading import Kernels
@@ -83,7 +85,7 @@ def fuse_image_text(
     _check_scales(table, scales, rows)
     check_array("ids", ids, "i32", (None,), alignment=4)
     check_array("out", out, "f32", (ids.shape[0], width))
-    check_array("state", state, "u8", (DECODE_STATE.itemsize,))
+    check_state(state)
     if images is not None:
         check_array("images", images, "f32", (None, width))
     pictures = (images.ptr, images.shape[0]) if images is not None else (0, 0)
@@ -94,7 +96,7 @@ def fuse_image_text(
         0,
         stream,
         "PPPiiiPiPPi",
-        *(ids.ptr, table.ptr, scales.ptr if scales is not None else 0, *piece, *pictures, out.ptr, state.ptr, width),
+        *(ids.ptr, table.ptr, pointer(scales), *piece, *pictures, out.ptr, state.ptr, width),
     )
 
 
@@ -129,7 +131,7 @@ def _embed(
     rows, width = table.shape
     _check_scales(table, scales, rows)
     check_array("residual", residual, "f32", (None, width))
-    check_array("state", state, "u8", (DECODE_STATE.itemsize,))
+    check_state(state)
     tokens = residual.shape[0]
     if tokens > MAX_STEP_TOKENS:
         raise ArrayError(f"residual has {tokens} rows, a step has at most {MAX_STEP_TOKENS} tokens")
@@ -140,7 +142,7 @@ def _embed(
         0,
         stream,
         "PPiiiPPi",
-        *(table.ptr, scales.ptr if scales is not None else 0, *piece, state.ptr, residual.ptr, width),
+        *(table.ptr, pointer(scales), *piece, state.ptr, residual.ptr, width),
     )
 
 

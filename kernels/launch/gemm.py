@@ -11,8 +11,9 @@ from kernels.arrays import DeviceArray, check_array
 from kernels.driver.protocol import Stream
 from kernels.errors import ArrayError
 from kernels.kernel import Kernel
-from kernels.launch.gemv import WEIGHT_SIGNATURE, check_bias, check_gate_up, check_qkv, entries, pointer
 from kernels.launch.kv import KvLayer
+from kernels.launch.products import WEIGHT_SIGNATURE, check_bias, check_gate_up, entries, pointer
+from kernels.launch.qkv import QKV_SIGNATURE, QkvArrays
 from kernels.launch.weights import T16Weight
 from kernels.reference import gemm as reference
 
@@ -112,31 +113,9 @@ def gemm_qkv_rope_kv(
 
     tile: tokens per tile; None chooses by the shape.
     """
-    tokens = _check_tokens(x, w)
-    check_qkv(x, w, bias, rope, state, q, kv, heads=heads)
-    _launch(
-        kernels,
-        stream,
-        "gemm_qkv_rope_kv",
-        tile or _tile(kernels, x, w),
-        x,
-        w,
-        "PPPPPPiiiiiiii",
-        pointer(bias),
-        rope.ptr,
-        state.ptr,
-        q.ptr,
-        kv.keys.ptr,
-        kv.values.ptr,
-        tokens,
-        w.k,
-        heads,
-        kv.kv_heads,
-        kv.head_dim,
-        kv.capacity,
-        rope.shape[0],
-        int(kv.staged),
-    )
+    _check_tokens(x, w)
+    arguments = QkvArrays(bias, rope, state, q, kv, heads).arguments(x, w)
+    _launch(kernels, stream, "gemm_qkv_rope_kv", tile or _tile(kernels, x, w), x, w, QKV_SIGNATURE, *arguments)
 
 
 def tile_tokens(tokens: int, rows: int, multiprocessors: int) -> TileTokens:

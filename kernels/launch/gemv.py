@@ -9,17 +9,17 @@ from kernels.driver.protocol import Stream
 from kernels.errors import ArrayError
 from kernels.kernel import Kernel
 from kernels.launch.kv import KvLayer
+from kernels.launch.products import WEIGHT_SIGNATURE, check_bias, check_gate_up, entries, pointer
+from kernels.launch.qkv import QKV_SIGNATURE, QkvArrays
 from kernels.launch.weights import T16Weight
-from kernels.packing.t16 import GROUP_SIZES, TILE_ROWS
 from kernels.reference import gemv as reference
-from kernels.state import DECODE_STATE, MAX_STEP_TOKENS
+from kernels.state import MAX_STEP_TOKENS
 
 if TYPE_CHECKING:
     from kernels.loading import Kernels
 
 MAX_WARPS = 8
 WARP_INPUTS = 512  # the least that a warp has, but for what is left over
-WEIGHT_SIGNATURE = "PPPP"
 
 
 def gemv(
@@ -80,30 +80,9 @@ def gemv_qkv_rope_kv(
     their natural order; kv of dtype T. A position beyond the cache or the table sets STATUS_FULL and writes nothing.
     Raises ArrayError.
     """
-    tokens = check_tokens(x, w)
-    check_qkv(x, w, bias, rope, state, q, kv, heads=heads)
-    launch_tiles(
-        kernels,
-        stream,
-        "gemv_qkv_rope_kv",
-        x,
-        w,
-        "PPPPPPiiiiiiii",
-        pointer(bias),
-        rope.ptr,
-        state.ptr,
-        q.ptr,
-        kv.keys.ptr,
-        kv.values.ptr,
-        tokens,
-        w.k,
-        heads,
-        kv.kv_heads,
-        kv.head_dim,
-        kv.capacity,
-        rope.shape[0],
-        int(kv.staged),
-    )
+    check_tokens(x, w)
+    arguments = QkvArrays(bias, rope, state, q, kv, heads).arguments(x, w)
+    launch_tiles(kernels, stream, "gemv_qkv_rope_kv", x, w, QKV_SIGNATURE, *arguments)
 
 
 def warps_for(inputs: int) -> int:
@@ -137,55 +116,6 @@ def check_tokens(x: DeviceArray, w: T16Weight) -> int:
     if tokens > MAX_STEP_TOKENS:
         raise ArrayError(f"x has {tokens} tokens, expected 1 to {MAX_STEP_TOKENS}", hint="more tokens are for gemm")
     return tokens
-
-
-def check_bias(bias: DeviceArray | None, w: T16Weight) -> None:
-    """ArrayError unless bias is f32 [N] or None."""
-    if bias is not None:
-        check_array("bias", bias, "f32", (w.n,))
-
-
-def check_gate_up(w: T16Weight) -> None:
-    """ArrayError unless the rows are whole tiles of gate and up."""
-    if w.n % TILE_ROWS:
-        raise ArrayError(f"the weight has {w.n} rows, expected whole tiles of 8 gate and 8 up rows")
-
-
-def check_qkv(
-    x: DeviceArray,
-    w: T16Weight,
-    bias: DeviceArray | None,
-    rope: DeviceArray,
-    state: DeviceArray,
-    q: DeviceArray,
-    kv: KvLayer,
-    *,
-    heads: int,
-) -> None:
-    """ArrayError unless the arrays belong together, for x T [M, K] with any M."""
-    kv.check("kv", "f16" if x.dtype == "f16" else "bf16")
-    rows = (heads + 2 * kv.kv_heads) * kv.head_dim
-    if heads < 1 or w.n != rows:
-        raise ArrayError(
-            f"the weight has {w.n} rows, expected {rows} for {heads} query and {kv.kv_heads} key heads of {kv.head_dim}"
-        )
-    tokens = x.shape[0]
-    if kv.staged and tokens > kv.capacity:
-        raise ArrayError(f"kv stages {kv.capacity} tokens, not {tokens}")
-    check_bias(bias, w)
-    check_array("rope", rope, "f32", (None, kv.head_dim // 2, 2))
-    check_array("state", state, "u8", (DECODE_STATE.itemsize,))
-    check_array("q", q, x.dtype, (tokens, heads, kv.head_dim))
-
-
-def pointer(array: DeviceArray | None) -> int:
-    """Device address, 0 for None."""
-    return 0 if array is None else array.ptr
-
-
-def entries(symbol: str) -> tuple[str, ...]:
-    """The compiled functions of a symbol: one per group size and dtype."""
-    return tuple(f"{symbol}_g{group}_{dtype}" for group in GROUP_SIZES for dtype in ("f16", "bf16"))
 
 
 KERNELS = (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from kernels.arrays import DeviceArray, check_array
 from kernels.driver.protocol import Stream
 from kernels.kernel import Kernel
-from kernels.launch.gemv import check_tokens, entries, launch_tiles
+from kernels.launch.gemv import check_tokens, launch_tiles
+from kernels.launch.products import entries
 from kernels.launch.weights import T16Weight
 from kernels.reference import head as reference
 from kernels.state import HEAD_PARTIAL

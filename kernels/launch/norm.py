@@ -8,6 +8,7 @@ from kernels.arrays import DeviceArray, check_array
 from kernels.driver.protocol import Stream
 from kernels.errors import ArrayError
 from kernels.kernel import Kernel
+from kernels.launch.products import pointer
 from kernels.reference.norm import rmsnorm_residual as reference
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def rmsnorm_residual(
         stream,
         "PPPPiif",
         residual.ptr,
-        delta.ptr if delta is not None else 0,
+        pointer(delta),
         gamma.ptr,
         y.ptr,
         width,

@@ -8,8 +8,9 @@ from kernels.arrays import DeviceArray, check_array
 from kernels.driver.protocol import Stream
 from kernels.errors import ArrayError
 from kernels.kernel import Kernel
+from kernels.launch.kv import check_state
 from kernels.reference import sample as reference
-from kernels.state import DECODE_STATE, HEAD_PARTIAL, MAX_STEP_TOKENS, RING_ENTRY, SAMPLE_PARAMS
+from kernels.state import HEAD_PARTIAL, MAX_STEP_TOKENS, RING_ENTRY, SAMPLE_PARAMS
 
 if TYPE_CHECKING:
     from kernels.loading import Kernels
@@ -97,7 +98,7 @@ def sample_filtered(
 
 
 def _check_state_and_ring(state: DeviceArray, ring: DeviceArray) -> None:
-    check_array("state", state, "u8", (DECODE_STATE.itemsize,))
+    check_state(state)
     check_array("ring", ring, "u8", (None, RING_ENTRY.itemsize))
 
 
