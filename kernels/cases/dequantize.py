@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kernels.cases.gemv import DTYPES, ODD_ROWS, Outputs, Product, product
+from kernels.cases.products import DTYPES, ODD_ROWS, Outputs, Product, product
 from kernels.kernel import Case
 from kernels.launch.dequantize import dequantize
 from kernels.reference.dequantize import dequantize as reference

@@ -2,75 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.arrays import Activation, DeviceArray, from_host_dtype
-from kernels.cases.cache import Side, decode_state, empty_cache, rounded, status_of
-from kernels.cases.numbers import integers, uniform
+from kernels.cases.cache import decode_state, empty_cache, status_of
+from kernels.cases.numbers import uniform
+from kernels.cases.products import DTYPES, ODD_ROWS, Outputs, Product, product
+from kernels.cases.qkv import HEAD_DIM, HEADS, KV_HEADS, ROWS, SIDES, into_second_slot, rope_table, sides_of
 from kernels.kernel import F64, Case
 from kernels.launch.gemv import MAX_WARPS, WARP_INPUTS, gemv, gemv_qkv_rope_kv, gemv_residual, gemv_swiglu
-from kernels.launch.weights import T16Weight, upload_t16
-from kernels.packing import IntWeight, gate_up_order, pack, qkv_order, reordered
-from kernels.packing.t16 import TILE_ROWS, Order
+from kernels.packing import gate_up_order, qkv_order
+from kernels.packing.t16 import TILE_ROWS
 from kernels.reference import gemv as reference
 from kernels.state import STATUS_FULL
 from kernels.workbench import Workbench
 
-Outputs = Mapping[str, npt.NDArray[Any]]
 # Group size, K (with groups of 32 half a tile at the end; for several warps, and steps that do not fill a batch), M.
 SHAPES = ((32, 672, 5), (64, 1216, 8), (128, 896, 1))
-DTYPES: tuple[Activation, ...] = ("f16", "bf16")
-ODD_ROWS = 37
 CHANNELS = 24
-HEADS, KV_HEADS, HEAD_DIM = 3, 1, 64
-CAPACITY, POSITION = 12, 3
-SIDES: tuple[Side, ...] = ("keys", "values")
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Activations x [M, K], values that T holds, and a weight [N, K] with its rows in natural order."""
-
-    x: F64
-    weight: IntWeight
-    dtype: Activation
-
-    @property
-    def entry_suffix(self) -> str:
-        """End of the names of the entries that take it."""
-        return f"g{self.weight.group_size}_{self.dtype}"
-
-    @property
-    def name(self) -> str:
-        """Its sizes."""
-        return f"M{self.x.shape[0]} N{self.weight.shape[0]} K{self.weight.shape[1]}"
-
-    def dequantized(self) -> F64:
-        """The weight, exactly."""
-        return reference.dequantized(self.weight)
-
-    def upload(self, bench: Workbench, order: Order | None = None) -> tuple[DeviceArray, T16Weight]:
-        """x and the weight, its rows in ``order``, in device memory."""
-        weight = self.weight if order is None else reordered(self.weight, order)
-        w = upload_t16(pack(weight, "t16"), *weight.shape, weight.group_size, bench.upload)
-        return bench.upload(self.x, self.dtype), w
-
-
-def product(seed: int, tokens: int, n: int, k: int, group_size: int, dtype: Activation) -> Product:
-    """Random integers, zero points of 0..15, scales of 0.002..0.03 and activations of -1..1."""
-    groups = (n, k // group_size)
-    weight = IntWeight(
-        integers(seed, (n, k), 0, 16).astype(np.uint8),
-        integers(seed + 1, groups, 0, 16).astype(np.uint8),
-        uniform(seed + 2, groups, 0.002, 0.03).astype(np.float16),
-        group_size,
-    )
-    return Product(rounded(uniform(seed + 3, (tokens, k), -1.0, 1.0), dtype), weight, dtype)
+CAPACITY = 12
 
 
 def cases() -> Iterator[Case]:
@@ -81,10 +34,9 @@ def cases() -> Iterator[Case]:
             yield plain(product(seed, tokens, ODD_ROWS, k, group_size, dtype))
             yield residual(product(seed + 100, tokens, ODD_ROWS, k, group_size, dtype))
             yield swiglu(product(seed + 200, tokens, 2 * CHANNELS, k, group_size, dtype))
-            rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-            yield qkv(product(seed + 300, tokens, rows, k, group_size, dtype))
+            yield qkv(product(seed + 300, tokens, ROWS, k, group_size, dtype))
     yield plain(product(4000, 2, TILE_ROWS, WARP_INPUTS * MAX_WARPS, 32, "f16"))  # as many warps as a block may have
-    yield qkv_beyond(product(4100, 3, (HEADS + 2 * KV_HEADS) * HEAD_DIM, 96, 32, "f16"))
+    yield qkv_beyond(product(4100, 3, ROWS, 96, 32, "f16"))
 
 
 def plain(of: Product) -> Case:
@@ -139,39 +91,8 @@ def swiglu(of: Product) -> Case:
 
 def qkv(of: Product) -> Case:
     """gemv_qkv_rope_kv into the second of two slots, with a bias."""
-    w = of.dequantized()
-    bias = uniform(3, (w.shape[0],), -1.0, 1.0).astype(np.float32)
-    rope = rope_table(CAPACITY, HEAD_DIM)
-    tokens = of.x.shape[0]
-
-    def run(bench: Workbench) -> Outputs:
-        order = qkv_order(HEADS, KV_HEADS, HEAD_DIM)
-        x, weight = of.upload(bench, order)
-        cache = empty_cache(bench, KV_HEADS, HEAD_DIM, CAPACITY, of.dtype, slots=2)
-        q = bench.empty((tokens, HEADS, HEAD_DIM), of.dtype)
-        gemv_qkv_rope_kv(
-            bench.kernels,
-            bench.stream,
-            x,
-            weight,
-            bench.upload(bias[order], "f32"),
-            bench.upload(rope, "f32"),
-            decode_state(bench, POSITION, slot=1),
-            q,
-            cache.layer,
-            heads=HEADS,
-        )
-        rows = slice(POSITION, POSITION + tokens)
-        written = {side: from_host_dtype(cache.read(bench, side, 1)[0], of.dtype)[:, rows] for side in SIDES}
-        return {"q": bench.download(q), **{side: data.transpose(1, 0, 2) for side, data in written.items()}}
-
-    names = ("q", *SIDES)
-    sizes = {"heads": HEADS, "kv_heads": KV_HEADS}
-    answers = reference.gemv_qkv_rope_kv(of.x, w, bias, rope, POSITION, **sizes)
-    bounds = reference.qkv_bounds(of.x, w, bias, rope, POSITION, of.weight.group_size, of.dtype, **sizes)
     entry = f"gemv_qkv_rope_kv_{of.entry_suffix}"
-    expected, bound = dict(zip(names, answers, strict=True)), dict(zip(names, bounds, strict=True))
-    return Case("gemv_qkv_rope_kv", entry, of.name, run, expected, bound)
+    return into_second_slot(of, "gemv_qkv_rope_kv", entry, gemv_qkv_rope_kv, CAPACITY, of.weight.group_size)
 
 
 def qkv_beyond(of: Product) -> Case:
@@ -187,8 +108,8 @@ def qkv_beyond(of: Product) -> Case:
         q, state = bench.empty((tokens, HEADS, HEAD_DIM), of.dtype), decode_state(bench, last)
         table = bench.upload(rope, "f32")
         gemv_qkv_rope_kv(bench.kernels, bench.stream, x, weight, None, table, state, q, cache.layer, heads=HEADS)
-        written = {side: from_host_dtype(cache.read(bench, side, 0)[0], of.dtype) for side in SIDES}
-        return {"q": bench.download(q), "status": np.array([status_of(bench, state)]), **written}
+        status = np.array([status_of(bench, state)])
+        return {"q": bench.download(q), "status": status, **sides_of(bench, cache, of, slot=0)}
 
     sizes = {"heads": HEADS, "kv_heads": KV_HEADS}
     one = reference.gemv_qkv_rope_kv(of.x[:1], w, bias, rope, last, **sizes)
@@ -202,10 +123,3 @@ def qkv_beyond(of: Product) -> Case:
         expected[name][row], bound[name][row] = values[0], limit[0]
     entry = f"gemv_qkv_rope_kv_{of.entry_suffix}"
     return Case("gemv_qkv_rope_kv", entry, f"{of.name} beyond the cache", run, expected, bound)
-
-
-def rope_table(positions: int, head_dim: int) -> npt.NDArray[np.float32]:
-    """(cos, sin) of position · 10000^(-2i/D): f32 [positions, D/2, 2]."""
-    frequencies = 10000.0 ** (-2.0 * np.arange(head_dim // 2) / head_dim)
-    angles = np.arange(positions)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)], axis=2).astype(np.float32)

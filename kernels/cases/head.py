@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.cases.gemv import DTYPES, SHAPES, Product, product
+from kernels.cases.gemv import SHAPES
+from kernels.cases.products import DTYPES, Product, product
 from kernels.kernel import Case
 from kernels.launch.head import head_argmax, head_logits
 from kernels.reference import head as reference

@@ -9,7 +9,7 @@ import pytest
 
 from kernels.arrays import Activation
 from kernels.cases.dequantize import cases
-from kernels.cases.gemv import Product, product
+from kernels.cases.products import Product, product
 from kernels.errors import ArrayError
 from kernels.kernel import Case
 from kernels.launch.dequantize import KERNELS, dequantize

@@ -10,7 +10,8 @@ import pytest
 from kernels.arrays import Activation, DeviceArray, from_host_dtype
 from kernels.cases.cache import decode_state, empty_cache, rounded, status_of
 from kernels.cases.gemm import GEMM, cases
-from kernels.cases.gemv import Product, product, rope_table
+from kernels.cases.products import Product, product
+from kernels.cases.qkv import rope_table
 from kernels.errors import ArrayError
 from kernels.kernel import Case
 from kernels.launch.gemm import KERNELS, TileTokens, gemm, gemm_64, gemm_qkv_rope_kv, gemm_swiglu, tile_tokens

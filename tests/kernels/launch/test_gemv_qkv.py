@@ -9,7 +9,8 @@ import pytest
 
 from kernels.arrays import Activation, from_host_dtype
 from kernels.cases.cache import Cache, Side, decode_state, empty_cache, status_of
-from kernels.cases.gemv import Product, product, rope_table
+from kernels.cases.products import Product, product
+from kernels.cases.qkv import rope_table
 from kernels.launch.gemv import gemv, gemv_qkv_rope_kv
 from kernels.packing import qkv_order
 from kernels.state import STATUS_FULL

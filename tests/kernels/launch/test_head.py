@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kernels.arrays import Activation
-from kernels.cases.gemv import Product, product
 from kernels.cases.head import cases
+from kernels.cases.products import Product, product
 from kernels.kernel import Case
 from kernels.launch.head import KERNELS, head_argmax, head_logits
 from kernels.packing import IntWeight, split_int8
