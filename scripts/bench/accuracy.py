@@ -2,6 +2,7 @@
 """Does the int4 bundle answer as well as the fp32 torch model? Both on the same unseen scenes, question by question.
 
     python scripts/bench/accuracy.py BUNDLE [--checkpoint models/demo/NAME] [--scenes 2000] [--out results.jsonl]
+    python scripts/bench/accuracy.py BUNDLE --decoder cuda --device emulator --scenes 100   # the CUDA kernels, on a CPU
 
 The bundle's answers come from `runtime.Session` alone (greedy text, compared exactly). The torch model is scored by
 teacher forcing, which is exact for greedy decoding. Reported: the mean over the ten kinds of question for both, their
@@ -48,11 +49,11 @@ MAX_ANSWER_TOKENS = 64
 Logits = npt.NDArray[np.float32]
 
 
-def session_outcomes(bundle: Path, items: Sequence[EvalItem], threads: int | None) -> list[Outcome]:
+def session_outcomes(bundle: Path, items: Sequence[EvalItem], args: argparse.Namespace) -> list[Outcome]:
     """Which questions of which scene the bundle answers exactly, asked one by one through a session."""
     found: list[Outcome] = []
     began = time.monotonic()
-    with runtime.Session.open(bundle, threads=threads) as session:
+    with runtime.Session.open(bundle, args.decoder, threads=args.threads, cuda=cuda_options(args)) as session:
         for index, item in enumerate(items):
             answers = [
                 (kind, session.generate(question, images=[item.image], max_new_tokens=MAX_ANSWER_TOKENS).text == answer)
@@ -64,15 +65,20 @@ def session_outcomes(bundle: Path, items: Sequence[EvalItem], threads: int | Non
     return found
 
 
+def cuda_options(args: argparse.Namespace) -> runtime.CudaOptions:
+    """Settings of the decoder "cuda"."""
+    return runtime.CudaOptions(device=args.device, kv=args.kv)
+
+
 class Engines:
     """The bundle's engines without a session, for logits under teacher forcing."""
 
-    def __init__(self, bundle: Bundle, packer: Packer) -> None:
+    def __init__(self, bundle: Bundle, packer: Packer, args: argparse.Namespace) -> None:
         self.spec = bundle.manifest.vision
         self.tiling = self.spec.tiling_spec()
         self.encoder = PromptEncoder(bundle)
         self.vision = open_vision(bundle)
-        self.decoder = open_decoder(bundle)
+        self.decoder = open_decoder(bundle, kind=args.decoder, cuda=cuda_options(args))
         self.packer = packer
 
     def logits(self, item: EvalItem) -> list[Logits]:
@@ -105,9 +111,11 @@ def torch_logits(model: DemoModel, packer: Packer, item: EvalItem) -> list[Logit
     return [logits[chosen & (packed.segment == j + 1)].numpy() for j in range(len(item.qas))]
 
 
-def mean_kl(bundle: Bundle, model: DemoModel, packer: Packer, items: Sequence[EvalItem]) -> dict[str, float]:
+def mean_kl(
+    bundle: Bundle, model: DemoModel, packer: Packer, items: Sequence[EvalItem], args: argparse.Namespace
+) -> dict[str, float]:
     """KL(torch fp32 || bundle) in nats, mean and 99th percentile over the tokens of the right answers."""
-    engines = Engines(bundle, packer)
+    engines = Engines(bundle, packer, args)
     values: list[npt.NDArray[np.float64]] = []
     for item in items:
         for ours, theirs in zip(engines.logits(item), torch_logits(model, packer, item), strict=True):
@@ -147,11 +155,14 @@ def compare(bundle_dir: Path, checkpoint: Path, family: Family, args: argparse.N
     model, packer = load_for_evaluation(family, checkpoint)
     items = list(eval_items(args.scenes, SEED, family))
     theirs = outcomes(model, packer, items)
-    ours = session_outcomes(bundle_dir, items, args.threads)
+    ours = session_outcomes(bundle_dir, items, args)
     bundle = load_bundle(bundle_dir)
     return {
         "bench": "accuracy",
         "bundle": bundle_dir.name,
+        "decoder": args.decoder,
+        "device": args.device if args.decoder == "cuda" else None,
+        "kv": args.kv if args.decoder == "cuda" else None,
         "quantization_digest": bundle.manifest.quantization.digest,
         "scenes": args.scenes,
         "questions": sum(len(item.qas) for item in items),
@@ -159,7 +170,7 @@ def compare(bundle_dir: Path, checkpoint: Path, family: Family, args: argparse.N
         "torch_fp32": summarize(theirs),
         "session_int4": summarize(ours),
         "difference": paired_difference(ours, theirs),
-        "logit_kl_nats": mean_kl(bundle, model, packer, items[: args.kl_scenes]),
+        "logit_kl_nats": mean_kl(bundle, model, packer, items[: args.kl_scenes], args),
         "limit_points": args.limit,
     }
 
@@ -171,6 +182,9 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--kl-scenes", type=int, default=200)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--decoder", choices=("onnx", "cuda"), default="onnx")
+    parser.add_argument("--device", choices=("auto", "emulator"), default="auto", help="of the decoder cuda")
+    parser.add_argument("--kv", choices=("f16", "i8"), default="f16", help="of the decoder cuda")
     parser.add_argument("--limit", type=float, default=1.0, help="points that the bundle may be behind")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     args = parser.parse_args()
