@@ -52,31 +52,21 @@ def _stands_in(entry: str, source: str) -> bool:
     return int(CDLL(str(build_library(source))).emulator_parameters(entry.encode(), None, 0)) >= 0
 
 
-def specimens(uses: Iterable[CaseUse], source: str, most: int = 1) -> list[CaseUse]:
+def specimens(uses: Iterable[CaseUse], source: str) -> list[CaseUse]:
     """Choose the cases of ``source`` that need few entries: every case of the first entries of each kind.
 
-    Entries are of one kind when they differ in group size, head size and activation type alone. most: entries of a
-    kind; a second one is of another activation type.
+    Entries are of one kind when they differ in group size, head size and activation type alone.
     """
-    chosen: dict[frozenset[str], list[frozenset[str]]] = defaultdict(list)
+    chosen: dict[frozenset[str], frozenset[str]] = {}
     found = []
     for use in uses:
         entries = use.entries.get(source)
         if entries is None:
             continue
-        known = chosen[frozenset(VARIANT.sub("", entry) for entry in entries)]
-        if entries not in known and len(known) < most and _another_type(entries, known):
-            known.append(entries)
-        if entries in known:
+        kind = frozenset(VARIANT.sub("", entry) for entry in entries)
+        if chosen.setdefault(kind, entries) == entries:
             found.append(use)
     return found
-
-
-def _another_type(entries: frozenset[str], known: Sequence[frozenset[str]]) -> bool:
-    def types(names: frozenset[str]) -> set[str]:
-        return {name.rsplit("_", 1)[-1] for name in names}
-
-    return all(types(entries) != types(other) for other in known)
 
 
 def compiled(
