@@ -36,7 +36,8 @@ class FoundDevice:
 def find_device(bundle: Bundle, kind: DecoderKind, options: CudaOptions) -> FoundDevice | None:
     """The device that the bundle's decoder runs on; None for the decoder "onnx".
 
-    "auto" takes "cuda" when the bundle has it and a device is found, and logs why when it takes "onnx" instead.
+    "auto" takes "cuda" when the bundle has it and a device is found that code of the kernels is there for, and logs why
+    when it takes "onnx" instead.
     Raises InputError for an unknown kind, BundleError for one that the bundle has not, EngineError without a device.
     """
     if kind not in get_args(DecoderKind):
@@ -50,14 +51,34 @@ def find_device(bundle: Bundle, kind: DecoderKind, options: CudaOptions) -> Foun
     from kernels.driver import open_device
     from kernels.errors import KernelError, NoDeviceError
 
+    other = kind == "auto" and section.onnx is not None
     if not isinstance(options.device, str):
         return FoundDevice(options.device, owned=False)
     try:
-        return FoundDevice(open_device(options.device), owned=True)
+        device = open_device(options.device)
     except NoDeviceError as problem:
-        if kind == "auto" and section.onnx is not None:
+        if other:
             _log.info("no CUDA device (%s): the decoder 'onnx' runs on the CPU", problem.message)
             return None
         raise EngineError(f"the decoder 'cuda' found no device: {problem.message}", hint=DEVICE_HINT) from problem
     except KernelError as problem:
         raise EngineError(f"the decoder 'cuda': {problem.message}", hint=problem.hint or DEVICE_HINT) from problem
+    if other and not _has_code_for(device):
+        device.close()
+        return None
+    return FoundDevice(device, owned=True)
+
+
+def _has_code_for(device: Device) -> bool:
+    """Whether the kernels can run on a device: it is new enough, and compiled code or a compiler is there."""
+    from kernels.errors import CompileError, ImageError
+    from kernels.images import image_for
+
+    if device.backend == "emulator":
+        return True
+    try:
+        image_for(device, "gemv.cu")
+    except (ImageError, CompileError) as problem:
+        _log.warning("%s (%s): the decoder 'onnx' runs on the CPU", problem.message, problem.hint or DEVICE_HINT)
+        return False
+    return True

@@ -69,6 +69,30 @@ def test_a_driver_that_fails_otherwise_is_an_error_for_auto_too(
         find_device(both, kind, CudaOptions())  # type: ignore[arg-type]
 
 
+class OldDevice:
+    """A GPU from before the kernels' instructions."""
+
+    backend, name, compute_capability, driver_version = "cuda_bindings", "old GPU", (6, 1), 12060
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_auto_takes_onnx_and_says_why_where_no_code_runs_on_the_device(
+    both: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = OldDevice()
+    monkeypatch.setattr("kernels.driver.open_device", lambda backend: device)
+    assert find_device(both, "auto", CudaOptions()) is None
+    assert device.closed
+    assert "compute capability 6.1" in caplog.text and "'onnx' runs on the CPU" in caplog.text
+    found = find_device(both, "cuda", CudaOptions())  # asked for by name: the error comes when it is opened
+    assert found is not None and found.device is device
+
+
 @pytest.mark.parametrize("kind", ["auto", "cuda"])
 def test_a_device_is_taken_where_there_is_one(both: Bundle, kind: str) -> None:
     found = find_device(both, kind, CudaOptions(device="emulator"))  # type: ignore[arg-type]
