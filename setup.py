@@ -87,7 +87,7 @@ if __name__ == "__main__":
                 "py.typed",
                 "csrc/*",
                 "emulator/include/**",
-                "emulator/*.json",
+                "emulator/mutants/*.json*",
                 "compiled/*",
                 "nvrtc/*.json",
                 "selftest/*.json",
