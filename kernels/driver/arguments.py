@@ -81,6 +81,12 @@ def check_geometry(name: str, grid: Dim3, block: Dim3, shared_bytes: int, limit_
         raise ArrayError(f"{name}: {shared_bytes} bytes of dynamic shared memory, the device has 0 to {limit_bytes}")
 
 
+def check_size(nbytes: int, what: str = "bytes") -> None:
+    """Refuse an allocation of nothing. Raises ArrayError."""
+    if nbytes < 1:
+        raise ArrayError(f"an allocation of {nbytes} {what}, at least 1")
+
+
 def check_source(source: npt.NDArray[Any]) -> None:
     """Refuse a host array that cannot be copied as one run of bytes. Raises ArrayError."""
     if not source.flags.c_contiguous:

@@ -6,11 +6,11 @@ import ctypes
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.driver.handles import Handle, own
+from kernels.driver.allocations import Allocation, PinnedAllocation
+from kernels.driver.arguments import check_size
+from kernels.driver.handles import Handle, opened
 from kernels.driver.protocol import Event, Stream
-from kernels.errors import ArrayError
 
 if TYPE_CHECKING:
     from kernels.driver.cuda_bindings import BindingsDevice
@@ -20,61 +20,27 @@ DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 DEVICE_MAP = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 
 
-class BindingsMemory(Handle):
+def allocated(device: BindingsDevice, nbytes: int) -> Allocation:
     """One allocation of cuMemAlloc."""
-
-    def __init__(self, device: BindingsDevice, nbytes: int) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
-        with device.active():
-            self._ptr = int(device.calls("cuMemAlloc", nbytes, requested=nbytes))
-        self._nbytes = nbytes
-        super().__init__(device.handles, "memory", device.releasing("cuMemFree", self._ptr))
-
-    @property
-    def ptr(self) -> int:
-        self.require_open()
-        return self._ptr
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def free(self) -> None:
-        self.close()
+    check_size(nbytes)
+    with device.active():
+        ptr = int(device.calls("cuMemAlloc", nbytes, requested=nbytes))
+    return Allocation(device.handles, device.releasing(device.calls, "cuMemFree", ptr), ptr, nbytes)
 
 
-class BindingsPinned(Handle):
+def page_locked(device: BindingsDevice, nbytes: int, mapped: bool) -> PinnedAllocation:
     """Page-locked memory of cuMemHostAlloc."""
+    check_size(nbytes, "bytes of page-locked memory")
+    with device.active():
+        address = int(device.calls("cuMemHostAlloc", nbytes, DEVICE_MAP if mapped else 0, requested=nbytes))
 
-    def __init__(self, device: BindingsDevice, nbytes: int, mapped: bool) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes of page-locked memory, at least 1")
+    def device_address() -> int:
         with device.active():
-            address = int(device.calls("cuMemHostAlloc", nbytes, DEVICE_MAP if mapped else 0, requested=nbytes))
-        super().__init__(device.handles, "pinned", device.releasing("cuMemFreeHost", address))
-        self._array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
-        self._device_ptr = 0
-        if mapped:
-            try:
-                with device.active():
-                    self._device_ptr = int(device.calls("cuMemHostGetDevicePointer", address, 0))
-            except BaseException:
-                self.close()
-                raise
+            return int(device.calls("cuMemHostGetDevicePointer", address, 0))
 
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        self.require_open()
-        return self._array
-
-    @property
-    def device_ptr(self) -> int:
-        self.require_open()
-        return self._device_ptr
-
-    def free(self) -> None:
-        self.close()
+    array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+    release = device.releasing(device.calls, "cuMemFreeHost", address)
+    return PinnedAllocation(device.handles, release, array, device_address if mapped else None)
 
 
 class BindingsStream(Handle):
@@ -85,7 +51,7 @@ class BindingsStream(Handle):
         if foreign is None:
             with device.active():
                 self.raw = device.calls("cuStreamCreate", NON_BLOCKING)
-            release = device.releasing("cuStreamDestroy", self.raw)
+            release = device.releasing(device.calls, "cuStreamDestroy", self.raw)
         else:
             self.raw = device.calls.library.CUstream(foreign)
             release = _nothing
@@ -104,8 +70,7 @@ class BindingsStream(Handle):
 
     def wait(self, event: Event) -> None:
         self.require_open()
-        point = own(event, BindingsEvent)
-        point.require_open()
+        point = opened(event, BindingsEvent)
         with self._device.active():
             self._device.calls("cuStreamWaitEvent", self.raw, point.raw, 0)
 
@@ -117,12 +82,11 @@ class BindingsEvent(Handle):
         self._device = device
         with device.active():
             self.raw = device.calls("cuEventCreate", 0 if timing else DISABLE_TIMING)
-        super().__init__(device.handles, "event", device.releasing("cuEventDestroy", self.raw))
+        super().__init__(device.handles, "event", device.releasing(device.calls, "cuEventDestroy", self.raw))
 
     def record(self, stream: Stream) -> None:
         self.require_open()
-        target = own(stream, BindingsStream)
-        target.require_open()
+        target = opened(stream, BindingsStream)
         with self._device.active():
             self._device.calls("cuEventRecord", self.raw, target.raw)
 
@@ -139,8 +103,7 @@ class BindingsEvent(Handle):
 
     def elapsed_ms(self, since: Event) -> float:
         self.require_open()
-        start = own(since, BindingsEvent)
-        start.require_open()
+        start = opened(since, BindingsEvent)
         with self._device.active():
             return float(self._device.calls("cuEventElapsedTime", start.raw, self.raw))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from kernels.driver.allocations import Allocation, PinnedAllocation
 from kernels.driver.arguments import (
     STATIC_LIMIT_BYTES,
     c_values,
@@ -22,10 +23,11 @@ from kernels.driver.arguments import (
     check_target,
     checked_arguments,
 )
-from kernels.driver.bindings_handles import BindingsEvent, BindingsMemory, BindingsPinned, BindingsStream
+from kernels.driver.bindings_handles import BindingsEvent, BindingsStream, allocated, page_locked
 from kernels.driver.cuda_calls import Calls, import_bindings
-from kernels.driver.graphs import CudaCapture, captured
-from kernels.driver.handles import Handle, Handles, own, stream_handle
+from kernels.driver.graphs import CaptureResult, captured
+from kernels.driver.guarded import GpuDevice
+from kernels.driver.handles import Handle, opened, own, stream_handle
 from kernels.driver.protocol import Dim3, Image, Stream
 from kernels.errors import ImageError, KernelError
 
@@ -53,7 +55,7 @@ class BindingsModule(Handle):
         code = require_bytes(image)
         with device.active():
             self._raw = device.calls("cuModuleLoadData", code)
-        super().__init__(device.handles, "module", device.releasing("cuModuleUnload", self._raw))
+        super().__init__(device.handles, "module", device.releasing(device.calls, "cuModuleUnload", self._raw))
 
     def function(self, name: str) -> BindingsFunction:
         self.require_open()
@@ -83,8 +85,7 @@ class BindingsFunction:
         self, grid: Dim3, block: Dim3, shared_bytes: int, stream: Stream, signature: str, args: Sequence[Any]
     ) -> None:
         self._module.require_open()
-        device, target = self._module.device, own(stream, BindingsStream)
-        target.require_open()
+        device, target = self._module.device, opened(stream, BindingsStream)
         check_geometry(self._name, grid, block, shared_bytes, device.shared_limit_bytes)
         values = c_values(signature, checked_arguments(self._name, signature, args))
         params = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
@@ -111,11 +112,11 @@ class BindingsFunction:
             return int(device.calls("cuFuncGetAttribute", attribute, self._raw))
 
 
-class BindingsDevice:
+class BindingsDevice(GpuDevice):
     """A GPU through its primary context. ``ordinal`` None: the device of the current context, 0 without one."""
 
     def __init__(self, ordinal: int | None = None) -> None:
-        self.handles = Handles()
+        super().__init__()
         self.calls = Calls(import_bindings(), self.handles)
         self.calls.initialize()
         if ordinal is None:
@@ -137,35 +138,14 @@ class BindingsDevice:
         return self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
 
     @cached_property
-    def multiprocessors(self) -> int:
-        return self._attribute("MULTIPROCESSOR_COUNT")
-
-    @cached_property
-    def integrated(self) -> bool:
-        return bool(self._attribute("INTEGRATED"))
-
-    @cached_property
     def driver_version(self) -> int:
         return int(self.calls("cuDriverGetVersion"))
-
-    @cached_property
-    def shared_limit_bytes(self) -> int:
-        """Shared memory that a block may ask for."""
-        return self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
 
     def memory_info(self) -> tuple[int, int]:
         self.handles.require_usable()
         with self.active():
             free, total = self.calls("cuMemGetInfo")
         return int(free), int(total)
-
-    def alloc(self, nbytes: int) -> BindingsMemory:
-        self.handles.require_no_capture("cuMemAlloc")
-        return BindingsMemory(self, nbytes)
-
-    def pinned(self, nbytes: int, *, mapped: bool = False) -> BindingsPinned:
-        self.handles.require_no_capture("cuMemHostAlloc")
-        return BindingsPinned(self, nbytes, mapped)
 
     def create_stream(self) -> BindingsStream:
         self.handles.require_usable()
@@ -174,14 +154,6 @@ class BindingsDevice:
     def wrap_stream(self, stream: object) -> BindingsStream:
         self.handles.require_usable()
         return BindingsStream(self, stream_handle(stream))
-
-    def create_event(self, *, timing: bool = False) -> BindingsEvent:
-        self.handles.require_usable()
-        return BindingsEvent(self, timing)
-
-    def load_module(self, image: Image) -> BindingsModule:
-        self.handles.require_no_capture("cuModuleLoadData")
-        return BindingsModule(self, image)
 
     def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
         check_source(source)
@@ -197,30 +169,12 @@ class BindingsDevice:
     def fill(self, ptr: int, value: int, nbytes: int, stream: Stream) -> None:
         self._enqueue(stream, "cuMemsetD8Async", ptr, value, nbytes)
 
-    def capture(self, stream: Stream) -> AbstractContextManager[CudaCapture]:
+    def capture(self, stream: Stream) -> AbstractContextManager[CaptureResult]:
         self.handles.require_no_capture("cuStreamBeginCapture")
         return captured(self.handles, self.calls, self.active, own(stream, BindingsStream))
 
-    def synchronize(self) -> None:
-        self.handles.require_no_capture("cuCtxSynchronize")
-        with self.active():
-            self.calls("cuCtxSynchronize")
-
-    def live(self) -> dict[str, int]:
-        return self.handles.live()
-
-    def close(self) -> None:
-        if self.handles.closed:
-            return
-        try:
-            self.handles.close_all()
-        finally:
-            if self.handles.lost is None:
-                self.calls("cuDevicePrimaryCtxRelease", self._device)
-
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make the context current for a block of calls, and leave what was current."""
         if int(self.calls("cuCtxGetCurrent")) == int(self._context):
             yield
             return
@@ -233,18 +187,27 @@ class BindingsDevice:
             raise
         self.calls("cuCtxPopCurrent")
 
-    def releasing(self, call: str, *args: Any) -> Any:
-        """Return what gives a handle back."""
+    def _alloc(self, nbytes: int) -> Allocation:
+        return allocated(self, nbytes)
 
-        def release() -> None:
-            with self.active():
-                self.calls(call, *args)
+    def _pinned(self, nbytes: int, mapped: bool) -> PinnedAllocation:
+        return page_locked(self, nbytes, mapped)
 
-        return release
+    def _create_event(self, timing: bool) -> BindingsEvent:
+        return BindingsEvent(self, timing)
+
+    def _load_module(self, image: Image) -> BindingsModule:
+        return BindingsModule(self, image)
+
+    def _synchronize(self) -> None:
+        with self.active():
+            self.calls("cuCtxSynchronize")
+
+    def _release_context(self) -> None:
+        self.calls("cuDevicePrimaryCtxRelease", self._device)
 
     def _enqueue(self, stream: Stream, call: str, *args: int) -> None:
-        target = own(stream, BindingsStream)
-        target.require_open()
+        target = opened(stream, BindingsStream)
         with self.active():
             self.calls(call, *args, target.raw)
 

@@ -10,9 +10,10 @@ import ctypes
 from bisect import bisect_right, insort
 from collections import OrderedDict
 
+from kernels.driver.arguments import check_size
 from kernels.driver.cuda_errors import INVALID_VALUE, OUT_OF_MEMORY
 from kernels.emulator import allocate, release
-from kernels.errors import ArrayError, DeviceError, OutOfMemoryError
+from kernels.errors import DeviceError, OutOfMemoryError
 
 FREED = 0xFF  # NaN in every floating-point type, -1 in every integer
 KEPT_BYTES = 32 << 20
@@ -35,8 +36,7 @@ class EmulatedMemory:
 
         counted: against the limit; page-locked host memory is not.
         """
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
+        check_size(nbytes)
         free = self.total_bytes - self.used_bytes
         if counted and nbytes > free:
             raise OutOfMemoryError(

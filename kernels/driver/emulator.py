@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from kernels.driver.allocations import Allocation, PinnedAllocation
 from kernels.driver.arguments import (
     POINTER,
     c_values,
@@ -23,10 +24,12 @@ from kernels.driver.arguments import (
     check_target,
     checked_arguments,
 )
-from kernels.driver.cuda_errors import CAPTURE_INVALIDATED, INVALID_VALUE, LAUNCH_FAILED
+from kernels.driver.cuda_errors import INVALID_VALUE, LAUNCH_FAILED
 from kernels.driver.emulated_memory import EmulatedMemory
-from kernels.driver.emulator_handles import EmulatorEvent, EmulatorMemory, EmulatorPinned, EmulatorStream, Work
-from kernels.driver.handles import Handle, Handles, own, stream_handle
+from kernels.driver.emulator_handles import EmulatorEvent, EmulatorStream, Work, allocated, page_locked
+from kernels.driver.graphs import CaptureResult
+from kernels.driver.guarded import GuardedDevice
+from kernels.driver.handles import Handle, opened, own, stream_handle
 from kernels.driver.protocol import Capture, Dim3, Image, Stream
 from kernels.errors import DeviceError, ImageError, StickyError
 
@@ -125,24 +128,11 @@ class EmulatorGraph(Handle):
             target.enqueue(work)
 
 
-class EmulatorCapture:
-    """The graph of a capture, once it has ended."""
-
-    def __init__(self) -> None:
-        self.finished: EmulatorGraph | None = None
-
-    @property
-    def graph(self) -> EmulatorGraph:
-        if self.finished is None:
-            raise DeviceError("the capture has not ended, or ended with an error", code=CAPTURE_INVALIDATED)
-        return self.finished
-
-
-class EmulatorDevice:
+class EmulatorDevice(GuardedDevice):
     """A device whose memory is host memory. ``total_bytes``: how much of it there is."""
 
     def __init__(self, *, total_bytes: int = TOTAL_BYTES) -> None:
-        self.handles = Handles()
+        super().__init__()
         self.memory = EmulatedMemory(total_bytes)
         self._next_stream = 0x1000
 
@@ -174,14 +164,6 @@ class EmulatorDevice:
         self.handles.require_usable()
         return self.memory.total_bytes - self.memory.used_bytes, self.memory.total_bytes
 
-    def alloc(self, nbytes: int) -> EmulatorMemory:
-        self.handles.require_no_capture("cuMemAlloc")
-        return EmulatorMemory(self, nbytes)
-
-    def pinned(self, nbytes: int, *, mapped: bool = False) -> EmulatorPinned:
-        self.handles.require_no_capture("cuMemHostAlloc")
-        return EmulatorPinned(self, nbytes, mapped)
-
     def create_stream(self) -> EmulatorStream:
         self.handles.require_usable()
         self._next_stream += 1
@@ -190,14 +172,6 @@ class EmulatorDevice:
     def wrap_stream(self, stream: object) -> EmulatorStream:
         self.handles.require_usable()
         return EmulatorStream(self, stream_handle(stream))
-
-    def create_event(self, *, timing: bool = False) -> EmulatorEvent:
-        self.handles.require_usable()
-        return EmulatorEvent(self, timing)
-
-    def load_module(self, image: Image) -> EmulatorModule:
-        self.handles.require_no_capture("cuModuleLoadData")
-        return EmulatorModule(self, image)
 
     def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
         check_source(source)
@@ -220,10 +194,9 @@ class EmulatorDevice:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[Capture]:
-        target = own(stream, EmulatorStream)
-        target.require_open()
+        target = opened(stream, EmulatorStream)
         self.handles.require_no_capture("cuStreamBeginCapture")
-        capture, work = EmulatorCapture(), list[Work]()
+        capture, work = CaptureResult(), list[Work]()
         target.recording, self.handles.capturing = work, True
         try:
             yield capture
@@ -231,13 +204,21 @@ class EmulatorDevice:
             target.recording, self.handles.capturing = None, False
         capture.finished = EmulatorGraph(self, work)
 
-    def synchronize(self) -> None:
-        self.handles.require_no_capture("cuCtxSynchronize")
+    def _alloc(self, nbytes: int) -> Allocation:
+        return allocated(self, nbytes)
 
-    def live(self) -> dict[str, int]:
-        return self.handles.live()
+    def _pinned(self, nbytes: int, mapped: bool) -> PinnedAllocation:
+        return page_locked(self, nbytes, mapped)
 
-    def close(self) -> None:
-        if not self.handles.closed:
-            self.handles.close_all()
-            self.memory.close()
+    def _create_event(self, timing: bool) -> EmulatorEvent:
+        return EmulatorEvent(self, timing)
+
+    def _load_module(self, image: Image) -> EmulatorModule:
+        return EmulatorModule(self, image)
+
+    def _synchronize(self) -> None:
+        """Everything has run."""
+
+    def _close(self) -> None:
+        self.handles.close_all()
+        self.memory.close()

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from kernels.driver.allocations import Allocation, PinnedAllocation
 from kernels.driver.cuda_errors import INVALID_HANDLE
-from kernels.driver.handles import Handle, own
+from kernels.driver.handles import Handle, opened, own
 from kernels.driver.protocol import Event, Stream
 from kernels.errors import DeviceError
 
@@ -21,48 +21,18 @@ if TYPE_CHECKING:
 Work = Callable[[], object]
 
 
-class EmulatorMemory(Handle):
+def allocated(device: EmulatorDevice, nbytes: int) -> Allocation:
     """A block of emulated device memory."""
-
-    def __init__(self, device: EmulatorDevice, nbytes: int) -> None:
-        start = device.memory.alloc(nbytes)
-        self._ptr, self._nbytes = start, nbytes
-        super().__init__(device.handles, "memory", lambda: device.memory.free(start))
-
-    @property
-    def ptr(self) -> int:
-        self.require_open()
-        return self._ptr
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def free(self) -> None:
-        self.close()
+    start = device.memory.alloc(nbytes)
+    return Allocation(device.handles, lambda: device.memory.free(start), start, nbytes)
 
 
-class EmulatorPinned(Handle):
+def page_locked(device: EmulatorDevice, nbytes: int, mapped: bool) -> PinnedAllocation:
     """Host memory that is its own device memory."""
-
-    def __init__(self, device: EmulatorDevice, nbytes: int, mapped: bool) -> None:
-        start = device.memory.alloc(nbytes, counted=False)
-        self._array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
-        self._device_ptr = start if mapped else 0
-        super().__init__(device.handles, "pinned", lambda: device.memory.free(start))
-
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        self.require_open()
-        return self._array
-
-    @property
-    def device_ptr(self) -> int:
-        self.require_open()
-        return self._device_ptr
-
-    def free(self) -> None:
-        self.close()
+    start = device.memory.alloc(nbytes, counted=False)
+    array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
+    device_address = (lambda: start) if mapped else None
+    return PinnedAllocation(device.handles, lambda: device.memory.free(start), array, device_address)
 
 
 class EmulatorStream(Handle):
@@ -85,7 +55,7 @@ class EmulatorStream(Handle):
 
     def wait(self, event: Event) -> None:
         self.require_open()
-        own(event, EmulatorEvent).require_open()
+        opened(event, EmulatorEvent)
 
     def enqueue(self, work: Work) -> None:
         """Run it now, or keep it for the graph that is being captured."""
@@ -119,8 +89,7 @@ class EmulatorEvent(Handle):
 
     def elapsed_ms(self, since: Event) -> float:
         self.require_open()
-        start = own(since, EmulatorEvent)
-        start.require_open()
+        start = opened(since, EmulatorEvent)
         if not (self._timing and start._timing) or self._at_ns is None or start._at_ns is None:
             raise DeviceError(
                 "the time between two events needs both recorded and made with timing=True",

@@ -1,4 +1,4 @@
-"""CUDA graphs by stream capture through cuda-bindings, for both backends that have a real driver."""
+"""What a capture yields, and CUDA graphs through cuda-bindings for both backends that have a real driver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from kernels.driver.cuda_calls import Calls
 from kernels.driver.cuda_errors import CAPTURE_INVALIDATED
 from kernels.driver.handles import Handle, Handles
-from kernels.driver.protocol import Stream
+from kernels.driver.protocol import Graph, Stream
 from kernels.errors import DeviceError, KernelError
 
 Activate = Callable[[], AbstractContextManager[None]]
@@ -34,25 +34,25 @@ class CudaGraph(Handle):
             self._calls("cuGraphExecDestroy", self._executable)
 
 
-class CudaCapture:
+class CaptureResult:
     """What a capture yields; the graph is there once it has ended."""
 
     def __init__(self) -> None:
-        self.finished: CudaGraph | None = None
+        self.finished: Graph | None = None
 
     @property
-    def graph(self) -> CudaGraph:
+    def graph(self) -> Graph:
         if self.finished is None:
             raise DeviceError("the capture has not ended, or ended with an error", code=CAPTURE_INVALIDATED)
         return self.finished
 
 
 @contextmanager
-def captured(handles: Handles, calls: Calls, activate: Activate, stream: Stream) -> Iterator[CudaCapture]:
+def captured(handles: Handles, calls: Calls, activate: Activate, stream: Stream) -> Iterator[CaptureResult]:
     """Record what the block enqueues on ``stream``, then instantiate it."""
     if stream.handle == 0:
         raise DeviceError("the default stream cannot be captured", code=1, hint="device.create_stream()")
-    handle, capture = calls.library.CUstream(stream.handle), CudaCapture()
+    handle, capture = calls.library.CUstream(stream.handle), CaptureResult()
     # Thread-local: other threads of the application may allocate meanwhile.
     mode = calls.library.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     with activate():

@@ -10,6 +10,7 @@ from kernels.driver.cuda_errors import CAPTURE_UNSUPPORTED
 from kernels.errors import DeviceError, StickyError
 
 T = TypeVar("T")
+H = TypeVar("H", bound="Handle")
 KINDS = ("memory", "pinned", "stream", "event", "module", "graph")
 
 
@@ -19,10 +20,10 @@ class Handle:
     Raises DeviceError when it is used after ``close``.
     """
 
-    def __init__(self, owner: Handles, kind: str, release: Callable[[], None]) -> None:
+    def __init__(self, owner: Handles, kind: str, release: Callable[[], object]) -> None:
         self._owner = owner
         self._kind = kind
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[], object] | None = release
         owner.add(self)
 
     @property
@@ -121,6 +122,13 @@ def own(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise DeviceError(f"a {type(value).__name__} of another backend was handed in, expected {kind.__name__}")
     return value
+
+
+def opened(value: object, kind: type[H]) -> H:
+    """Refuse handles of another backend, and closed ones."""
+    handle = own(value, kind)
+    handle.require_open()
+    return handle
 
 
 def stream_handle(stream: object) -> int:

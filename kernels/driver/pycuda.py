@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from kernels.driver.allocations import Allocation, PinnedAllocation
 from kernels.driver.arguments import (
     STATIC_LIMIT_BYTES,
     check_geometry,
@@ -25,11 +26,12 @@ from kernels.driver.arguments import (
 from kernels.driver.bindings_handles import NON_BLOCKING
 from kernels.driver.cuda_bindings import ATTRIBUTES, require_bytes
 from kernels.driver.cuda_calls import INSTALL, Calls, import_bindings
-from kernels.driver.graphs import CudaCapture, captured
-from kernels.driver.handles import Handle, Handles, own, stream_handle
+from kernels.driver.graphs import CaptureResult, captured
+from kernels.driver.guarded import GpuDevice
+from kernels.driver.handles import Handle, opened, own, stream_handle
 from kernels.driver.protocol import Dim3, Image, Stream
 from kernels.driver.pycuda_context import PycudaContext
-from kernels.driver.pycuda_handles import PycudaEvent, PycudaMemory, PycudaPinned, PycudaStream
+from kernels.driver.pycuda_handles import PycudaEvent, PycudaStream, allocated, page_locked
 from kernels.errors import DeviceError, ImageError, NoDeviceError
 
 
@@ -85,8 +87,7 @@ class PycudaFunction:
     def launch(
         self, grid: Dim3, block: Dim3, shared_bytes: int, stream: Stream, signature: str, args: Sequence[Any]
     ) -> None:
-        raw, device, target = self._module.raw_function(self._name), self._module.device, own(stream, PycudaStream)
-        target.require_open()
+        raw, device, target = self._module.raw_function(self._name), self._module.device, opened(stream, PycudaStream)
         check_geometry(self._name, grid, block, shared_bytes, device.shared_limit_bytes)
         numbers = checked_arguments(self._name, signature, args)
         with device.active():
@@ -99,11 +100,11 @@ class PycudaFunction:
             raw.prepared_async_call(tuple(grid), tuple(block), target.raw, *numbers, shared_size=shared_bytes)
 
 
-class PycudaDevice:
+class PycudaDevice(GpuDevice):
     """A GPU through pycuda. ``ordinal`` None: the device of the application's current context, 0 without one."""
 
     def __init__(self, ordinal: int | None = None) -> None:
-        self.handles = Handles()
+        super().__init__()
         try:
             self.driver: Any = importlib.import_module("pycuda.driver")
         except ImportError as error:
@@ -124,35 +125,14 @@ class PycudaDevice:
         return int(major), int(minor)
 
     @cached_property
-    def multiprocessors(self) -> int:
-        return self._attribute("MULTIPROCESSOR_COUNT")
-
-    @cached_property
-    def integrated(self) -> bool:
-        return bool(self._attribute("INTEGRATED"))
-
-    @cached_property
     def driver_version(self) -> int:
         return int(self.driver.get_driver_version())
-
-    @cached_property
-    def shared_limit_bytes(self) -> int:
-        """Shared memory that a block may ask for."""
-        return self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
 
     def memory_info(self) -> tuple[int, int]:
         self.handles.require_usable()
         with self.active():
             free, total = self.driver.mem_get_info()
         return int(free), int(total)
-
-    def alloc(self, nbytes: int) -> PycudaMemory:
-        self.handles.require_no_capture("cuMemAlloc")
-        return PycudaMemory(self, nbytes)
-
-    def pinned(self, nbytes: int, *, mapped: bool = False) -> PycudaPinned:
-        self.handles.require_no_capture("cuMemHostAlloc")
-        return PycudaPinned(self, nbytes, mapped)
 
     def create_stream(self) -> PycudaStream:
         self.handles.require_usable()
@@ -170,14 +150,6 @@ class PycudaDevice:
             "pycuda cannot take another library's stream",
             hint="give the handle of a pycuda stream to the other library (torch.cuda.ExternalStream(stream.handle))",
         )
-
-    def create_event(self, *, timing: bool = False) -> PycudaEvent:
-        self.handles.require_usable()
-        return PycudaEvent(self, timing)
-
-    def load_module(self, image: Image) -> PycudaModule:
-        self.handles.require_no_capture("cuModuleLoadData")
-        return PycudaModule(self, image)
 
     def copy_in(self, ptr: int, source: npt.NDArray[Any], stream: Stream) -> None:
         check_source(source)
@@ -197,7 +169,7 @@ class PycudaDevice:
         with self.active():
             self.driver.memset_d8_async(ptr, value, nbytes, self._raw_stream(stream))
 
-    def capture(self, stream: Stream) -> AbstractContextManager[CudaCapture]:
+    def capture(self, stream: Stream) -> AbstractContextManager[CaptureResult]:
         self.handles.require_no_capture("cuStreamBeginCapture")
         try:
             calls = Calls(import_bindings(), self.handles)
@@ -208,42 +180,33 @@ class PycudaDevice:
         calls.initialize()
         return captured(self.handles, calls, self.active, own(stream, PycudaStream))
 
-    def synchronize(self) -> None:
-        self.handles.require_no_capture("cuCtxSynchronize")
-        with self.active():
-            self.driver.Context.synchronize()
-
-    def live(self) -> dict[str, int]:
-        return self.handles.live()
-
-    def close(self) -> None:
-        if self.handles.closed:
-            return
-        try:
-            self.handles.close_all()
-        finally:
-            if self.handles.lost is None:
-                self._context.close()
-
     @contextmanager
     def active(self, *, requested: int | None = None) -> Iterator[None]:
         """Make the context current for a block of calls, leave what was current, and type pycuda's errors."""
         with self._context.active(requested):
             yield
 
-    def releasing(self, release: Any) -> Any:
-        """Return what gives a handle back, in the context."""
+    def _alloc(self, nbytes: int) -> Allocation:
+        return allocated(self, nbytes)
 
-        def in_context() -> None:
-            with self.active():
-                release()
+    def _pinned(self, nbytes: int, mapped: bool) -> PinnedAllocation:
+        return page_locked(self, nbytes, mapped)
 
-        return in_context
+    def _create_event(self, timing: bool) -> PycudaEvent:
+        return PycudaEvent(self, timing)
+
+    def _load_module(self, image: Image) -> PycudaModule:
+        return PycudaModule(self, image)
+
+    def _synchronize(self) -> None:
+        with self.active():
+            self.driver.Context.synchronize()
+
+    def _release_context(self) -> None:
+        self._context.close()
 
     def _raw_stream(self, stream: Stream) -> Any:
-        target = own(stream, PycudaStream)
-        target.require_open()
-        return target.raw
+        return opened(stream, PycudaStream).raw
 
     def _attribute(self, name: str) -> int:
         return int(self._context.device.get_attribute(getattr(self.driver.device_attribute, name)))

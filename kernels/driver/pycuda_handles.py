@@ -7,71 +7,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.driver.allocations import Allocation, PinnedAllocation
+from kernels.driver.arguments import check_size
 from kernels.driver.bindings_handles import DISABLE_TIMING
-from kernels.driver.handles import Handle, own
+from kernels.driver.handles import Handle, opened
 from kernels.driver.protocol import Event, Stream
-from kernels.errors import ArrayError
 
 if TYPE_CHECKING:
     from kernels.driver.pycuda import PycudaDevice
 
 
-class PycudaMemory(Handle):
+def allocated(device: PycudaDevice, nbytes: int) -> Allocation:
     """One DeviceAllocation."""
-
-    def __init__(self, device: PycudaDevice, nbytes: int) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes, at least 1")
-        with device.active(requested=nbytes):
-            self._raw = device.driver.mem_alloc(nbytes)
-        self._ptr, self._nbytes = int(self._raw), nbytes
-        super().__init__(device.handles, "memory", device.releasing(self._raw.free))
-
-    @property
-    def ptr(self) -> int:
-        self.require_open()
-        return self._ptr
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def free(self) -> None:
-        self.close()
+    check_size(nbytes)
+    with device.active(requested=nbytes):
+        raw = device.driver.mem_alloc(nbytes)
+    return Allocation(device.handles, device.releasing(raw.free), int(raw), nbytes)
 
 
-class PycudaPinned(Handle):
+def page_locked(device: PycudaDevice, nbytes: int, mapped: bool) -> PinnedAllocation:
     """A page-locked array; its ``base`` is the allocation."""
+    check_size(nbytes, "bytes of page-locked memory")
+    flags = device.driver.host_alloc_flags.DEVICEMAP if mapped else 0
+    with device.active(requested=nbytes):
+        array: npt.NDArray[np.uint8] = device.driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
+    base: Any = array.base
 
-    def __init__(self, device: PycudaDevice, nbytes: int, mapped: bool) -> None:
-        if nbytes < 1:
-            raise ArrayError(f"an allocation of {nbytes} bytes of page-locked memory, at least 1")
-        flags = device.driver.host_alloc_flags.DEVICEMAP if mapped else 0
-        with device.active(requested=nbytes):
-            self._array: npt.NDArray[np.uint8] = device.driver.pagelocked_empty(nbytes, np.uint8, mem_flags=flags)
-        base: Any = self._array.base
-        super().__init__(device.handles, "pinned", device.releasing(base.free))
-        self._device_ptr = 0
-        if mapped:
-            try:
-                with device.active():
-                    self._device_ptr = int(base.get_device_pointer())
-            except BaseException:
-                self.close()
-                raise
+    def device_address() -> int:
+        with device.active():
+            return int(base.get_device_pointer())
 
-    @property
-    def array(self) -> npt.NDArray[np.uint8]:
-        self.require_open()
-        return self._array
-
-    @property
-    def device_ptr(self) -> int:
-        self.require_open()
-        return self._device_ptr
-
-    def free(self) -> None:
-        self.close()
+    return PinnedAllocation(device.handles, device.releasing(base.free), array, device_address if mapped else None)
 
 
 class PycudaStream(Handle):
@@ -95,8 +61,7 @@ class PycudaStream(Handle):
 
     def wait(self, event: Event) -> None:
         self.require_open()
-        point = own(event, PycudaEvent)
-        point.require_open()
+        point = opened(event, PycudaEvent)
         with self._device.active():
             if self.raw is None:  # pycuda has no call for it; waiting on the host promises more, not less
                 point.raw.synchronize()
@@ -118,8 +83,7 @@ class PycudaEvent(Handle):
 
     def record(self, stream: Stream) -> None:
         self.require_open()
-        target = own(stream, PycudaStream)
-        target.require_open()
+        target = opened(stream, PycudaStream)
         with self._device.active():
             self.raw.record(target.raw)
 
@@ -136,8 +100,7 @@ class PycudaEvent(Handle):
 
     def elapsed_ms(self, since: Event) -> float:
         self.require_open()
-        start = own(since, PycudaEvent)
-        start.require_open()
+        start = opened(since, PycudaEvent)
         with self._device.active():
             return float(self.raw.time_since(start.raw))
 
