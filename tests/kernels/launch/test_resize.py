@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from kernels.arrays import DeviceArray
-from kernels.cases.resize import axis, cases
+from kernels.cases.resize import axis, cases, resize_on
 from kernels.errors import ArrayError
 from kernels.kernel import Case
 from kernels.launch.resize import KERNELS, AxisWeights, ResizePlan, resize_normalize
@@ -38,16 +38,7 @@ def plan_for(size: tuple[int, int], resized: tuple[int, int], resample: Any, pla
 
 
 def launch(bench: Workbench, image: npt.NDArray[np.uint8], plan: ResizePlan, tiles: DeviceArray) -> None:
-    resize_normalize(
-        bench.kernels,
-        bench.stream,
-        bench.upload(image, "u8"),
-        plan,
-        bench.upload(plan.tables(), "i32"),
-        bench.upload(BYTES, "f32"),
-        bench.empty((plan.scratch_bytes,), "u8"),
-        tiles,
-    )
+    resize_on(bench, image, plan, BYTES, tiles)
 
 
 @pytest.mark.usefixtures("schedule")
