@@ -258,7 +258,8 @@ def test_device_closes_what_is_left_once(bench: Bench) -> None:
         assert bench.machine.warnings == []
         assert bench.machine.stack == []
         assert not +bench.machine.retained
-    for use in (lambda: device.alloc(4), device.create_stream, device.memory_info, device.synchronize):
+    opening = (lambda: device.alloc(4), lambda: device.pinned(4), device.create_stream, device.create_event)
+    for use in (*opening, lambda: device.load_module(b""), device.memory_info, device.synchronize):
         with pytest.raises(DeviceError, match="closed"):
             use()
 
