@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from kernels.emulator.mutants.trial import MODES, Verdict
 
 REPORT = Path(__file__).with_name("report.jsonl")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+_FOLDER = re.compile(r"(?<!\S)/\S*/(?=[\w.]+:\d)")  # sanitizers name files by where they were compiled
 
 
 def equivalents() -> Mapping[str, str]:
@@ -24,11 +27,16 @@ def write_report(path: Path, verdicts: Sequence[Verdict]) -> None:
     known = equivalents()
     lines = []
     for verdict in verdicts:
-        row = verdict.row()
+        row = verdict.row() | {"detail": plain(verdict.detail)}
         if not verdict.mode and verdict.name in known:
             row |= {"check": "equivalent", "detail": known[verdict.name]}
         lines.append(json.dumps(row, ensure_ascii=False))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def plain(detail: str) -> str:
+    """What was reported, without what differs from run to run: addresses and folders of the machine."""
+    return _ADDRESS.sub("0x…", _FOLDER.sub("", detail))
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

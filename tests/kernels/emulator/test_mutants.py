@@ -14,7 +14,7 @@ import pytest
 from kernels.emulator.__main__ import chosen, main
 from kernels.emulator.mutants.kinds import KINDS
 from kernels.emulator.mutants.planted import planted
-from kernels.emulator.mutants.report import REPORT, equivalents, table
+from kernels.emulator.mutants.report import REPORT, equivalents, plain, table
 from kernels.emulator.mutants.rules import by_rule, of_file
 from kernels.emulator.mutants.source import read
 from kernels.emulator.mutants.trial import Trials, Verdict
@@ -132,3 +132,11 @@ def test_places_are_in_the_sources() -> None:
     for mutant in planted():
         text = read(ROOT / "kernels" / "csrc", mutant.file)
         assert mutant.apply(text) != text
+
+
+def test_report_names_no_folder_and_no_address_of_a_machine() -> None:
+    told = "SUMMARY: AddressSanitizer: use-after-poison /opt/src/attn.cuh:162 in store(uint4*): 0x7f67726cd000"
+    assert plain(told) == "SUMMARY: AddressSanitizer: use-after-poison attn.cuh:162 in store(uint4*): 0x…"
+    assert plain("64.0 / 2.5 times the bound") == "64.0 / 2.5 times the bound"
+    details = [json.loads(line)["detail"] for line in REPORT.read_text(encoding="utf-8").splitlines()]
+    assert [plain(detail) for detail in details] == details
