@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,26 +10,12 @@ import pytest
 
 from kernels.arrays import DeviceArray, from_bf16
 from kernels.dlpack import DlpackOwner
-from kernels.driver import Device, open_device
+from kernels.driver import Device
 from kernels.driver.cuda_bindings import BindingsDevice
 from kernels.errors import ArrayError
 from kernels.foreign import as_device_array
 from tests.kernels.capsules import Producer
-from tests.kernels.driver.backends import stand_ins
 from tests.kernels.driver.machine import Machine
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    made = open_device("emulator")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with stand_ins(monkeypatch) as made:
-        yield made
 
 
 def read(device: Device, array: DeviceArray, dtype: Any) -> np.ndarray[Any, Any]:

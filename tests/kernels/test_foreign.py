@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kernels.arrays import DeviceArray
-from kernels.driver import Device, open_device
+from kernels.driver import Device
 from kernels.driver.cuda_bindings import BindingsDevice
 from kernels.errors import ArrayError
 from kernels.foreign import as_device_array
-from tests.kernels.driver.backends import stand_ins
 from tests.kernels.driver.machine import Machine
-
-
-@pytest.fixture
-def device() -> Iterator[Device]:
-    made = open_device("emulator")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    with stand_ins(monkeypatch) as made:
-        yield made
 
 
 def interface(**changes: Any) -> Any:

@@ -22,6 +22,7 @@ from kernels.reference import gemm as reference
 from kernels.reference import gemv as single
 from kernels.state import STATUS_FULL
 from kernels.workbench import Workbench
+from tests.kernels.launch.cancelling import cancelling
 
 CASES = list(cases())
 DTYPES: tuple[Activation, ...] = ("f16", "bf16")
@@ -115,16 +116,7 @@ def test_a_scale_moved_by_two_ulps_leaves_the_bound(bench: Workbench, group: int
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_that_cancel_keep_what_is_left(bench: Workbench, dtype: Activation) -> None:
     """Equal and opposite halves of 64 times the rest."""
-    of = product(8, 20, 32, 512, 64, dtype)
-    weight = IntWeight(
-        np.tile(of.weight.q[:, :256], 2),
-        np.tile(of.weight.zeros[:, :4], 2),
-        np.tile(of.weight.scales[:, :4], 2),
-        64,
-    )
-    x = np.concatenate([of.x[:, :256] * 64, -of.x[:, :256] * 64], axis=1)
-    x[:, ::17] += 2.0**-6
-    of = Product(rounded(x, dtype), weight, dtype)
+    of = cancelling(20, dtype)
     expected = reference.gemm(of.x, of.dequantized())
     magnitudes = np.abs(of.x) @ np.abs(of.dequantized()).T
     assert np.abs(expected).max() < magnitudes.min() / 50

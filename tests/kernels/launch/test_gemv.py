@@ -18,6 +18,7 @@ from kernels.packing.t16 import GROUP_SIZES
 from kernels.reference import gemv as reference
 from kernels.selftest.running import error_fraction
 from kernels.workbench import Workbench
+from tests.kernels.launch.cancelling import cancelling
 
 CASES = list(cases())
 DTYPES: tuple[Activation, ...] = ("f16", "bf16")
@@ -115,17 +116,7 @@ def test_a_scale_moved_by_two_ulps_leaves_the_bound(bench: Workbench, group: int
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_that_cancel_keep_what_is_left(bench: Workbench, dtype: Activation) -> None:
     """Large equal and opposite halves, and a rest 2^-12 of them."""
-    of = product(8, 4, 32, 512, 64, dtype)
-    half = of.weight.q[:, :256]
-    weight = IntWeight(
-        np.concatenate([half, half], axis=1),
-        np.tile(of.weight.zeros[:, :4], 2),
-        np.tile(of.weight.scales[:, :4], 2),
-        64,
-    )
-    x = np.concatenate([of.x[:, :256] * 64, -of.x[:, :256] * 64], axis=1)
-    x[:, ::17] += 2.0**-6
-    of = Product(rounded(x, dtype), weight, dtype)
+    of = cancelling(4, dtype)
     expected = reference.gemv(of.x, of.dequantized())
     magnitudes = np.abs(of.x) @ np.abs(of.dequantized()).T
     assert np.abs(expected).max() < magnitudes.min() / 50
