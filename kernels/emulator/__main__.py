@@ -3,7 +3,7 @@
 python -m kernels.emulator                          compile every source of csrc (they are cached)
 python -m kernels.emulator --mode asan gemv.cu      one, under AddressSanitizer and UBSan
 python -m kernels.emulator --list                   the mutants, without trying them
-python -m kernels.emulator --mutants                try all of them and write the report (half an hour)
+python -m kernels.emulator --mutants                try all of them and write the report (minutes)
 python -m kernels.emulator --mutants --file gemv    those in files whose name begins so
 python -m kernels.emulator --mutants --count 10 --seed 7    ten of them
 
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.list or options.mutants:
             mutants = chosen(options.file, options.count, options.seed)
+            if not mutants:
+                parser().error(f"--file {options.file}: no mutant is in a file whose name begins so")
             if options.list:
                 _say("\n".join(f"{mutant.name} -> {mutant.replacement}" for mutant in mutants))
                 return EXIT_OK
@@ -99,7 +101,9 @@ def try_all(mutants: Sequence[Mutant], report: Path | None) -> int:
 
 
 def _say(text: str, error: bool = False) -> None:
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    stream = sys.stderr if error else sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 if __name__ == "__main__":

@@ -43,10 +43,3 @@ def run_cases(libraries: Mapping[str, str], keys: Sequence[str], seeds: Sequence
             if not fraction <= 1:
                 return f"numbers: {key}, schedule {seed}: {fraction:.3g} times the bound"
     return ""
-
-
-def launched_entries(libraries: Mapping[str, str], key: str) -> list[str]:
-    """Name the entries that a case launches."""
-    kernels = Kernels(EmulatorDevice(), image=lambda _, source: Path(libraries[source]))
-    run_case(kernels, cases_by_key()[key])
-    return sorted(kernels.launched)

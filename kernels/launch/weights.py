@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kernels.arrays import DeviceArray, DType, check_array
 from kernels.errors import ArrayError
-from kernels.packing.t16 import GROUP_SIZES, HALF_ROWS, TILE_ROWS, steps_of, tiles_of
+from kernels.packing.t16 import GROUP_SIZES, HALF_ROWS, steps_of, tiles_of
 
 Upload = Callable[[npt.NDArray[Any], DType], DeviceArray]
 DTYPES: Mapping[str, DType] = {"qw": "u32", "sc": "f16", "zp": "u8"}
@@ -51,11 +51,6 @@ class T16Weight:
     def groups(self) -> int:
         """Groups in a row."""
         return self.k // self.group_size
-
-    @property
-    def padded_n(self) -> int:
-        """Rows with those of the padding."""
-        return self.tiles * TILE_ROWS
 
     @property
     def nbytes(self) -> int:

@@ -26,10 +26,12 @@ from kernels.kernel import Case
 from kernels.loading import Kernels
 from kernels.nvrtc.sources import read_source, source_files
 from kernels.registry import KERNELS
+from kernels.selftest.conformance import SYMBOL as WRAPPERS
 from kernels.selftest.golden import read_golden, write_golden
 from kernels.selftest.running import Results, all_cases, run_cases
 
 EXIT_OK, EXIT_FAILED = 0, 4
+FAMILIES = (*sorted(KERNELS), WRAPPERS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument(
         "--device", choices=("auto", "cuda", "emulator"), default="auto", help="auto: a GPU, else the emulator"
     )
-    parsed.add_argument("--symbol", nargs="+", default=[], help="only these families (default: all)")
+    parsed.add_argument(
+        "--symbol", nargs="+", choices=FAMILIES, default=[], metavar="NAME", help="only these families (default: all)"
+    )
     parsed.add_argument("--json", action="store_true", help="no progress on stderr")
     parsed.add_argument("--write-golden", action="store_true", help="record the answers of all cases; runs nothing")
     return parsed
@@ -72,6 +76,7 @@ def choose_device(name: str) -> Device:
     except NoDeviceError:
         if name == "cuda":
             raise
+        _say("no GPU: the emulator runs the kernels on the CPU", error=True)
         return open_device("emulator")
 
 
@@ -86,8 +91,8 @@ def selftest(device: Device, symbols: Sequence[str] = (), *, quiet: bool = True)
     finally:
         kernels.close()
     if not symbols:
-        for symbol in KERNELS.keys() - results.symbols.keys():
-            results.failed[symbol] = "no case launches it"
+        for entry in _not_launched(kernels):
+            results.failed[entry] = "no case launches it"
     return {**facts(device), **summary(results, kernels), "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -109,6 +114,11 @@ def facts(device: Device) -> dict[str, Any]:
     }
 
 
+def _not_launched(kernels: Kernels) -> list[str]:
+    """Entries of the registry that no case has launched."""
+    return sorted({entry for kernel in KERNELS.values() for entry in kernel.entries} - set(kernels.launched))
+
+
 def _usable(source: str) -> list[str]:
     """The targets for which this installation has an image of a source."""
     return [arch for arch, reason in installed_images(source).items() if reason is None]
@@ -116,12 +126,11 @@ def _usable(source: str) -> list[str]:
 
 def summary(results: Results, kernels: Kernels) -> dict[str, Any]:
     """The figures of a run: errors are fractions of their bounds."""
-    entries = {entry for kernel in KERNELS.values() for entry in kernel.entries}
     return {
         "ok": not results.failed,
         "cases": sum(result.cases for result in results.symbols.values()),
         "launched": len(kernels.launched),
-        "not_launched": sorted(entries - set(kernels.launched)),
+        "not_launched": _not_launched(kernels),
         "symbols": {
             name: {
                 "cases": result.cases,

@@ -20,10 +20,10 @@ class CudaOptions:
     """Settings of the decoder "cuda"; other decoders ignore them.
 
     device: a backend of `kernels.driver.open_device` ("auto" never takes "emulator", which runs the kernels on the CPU,
-    some ten thousand times slower), or an open device, which the session then leaves open. kv: "i8" stores keys and
-    values in 8 bits with one scale per token and head: half the memory, a little less exact. embeddings: the token
-    table in device memory, 16 bits a value or 8 with a scale per row; "auto" takes 8 when 16 do not fit. graphs: replay
-    a step as one CUDA graph; without them each kernel is launched by itself, with the same results.
+    for tests), or an open device, which the session then leaves open. kv: "i8" stores keys and values in 8 bits with
+    one scale per token and head: half the memory, a little less exact. embeddings: the token table in device memory,
+    16 bits a value or 8 with a scale per row; "auto" takes 8 when 16 do not fit. graphs: replay a step as one CUDA
+    graph; without them each kernel is launched by itself, with the same results.
     """
 
     device: DeviceName | Device = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,15 +65,6 @@ class CudaDecoderFiles:
         while size < length:
             size *= 2
         return min(size, self.max_seq_len)
-
-    def buckets(self) -> Iterator[int]:
-        """Every value of `bucket`, ascending."""
-        size = min(FIRST_BUCKET, self.max_seq_len)
-        while True:
-            yield size
-            if size == self.max_seq_len:
-                return
-            size = self.bucket(size + 1)
 
     def matrices(self) -> Mapping[str, tuple[int, int]]:
         """(outputs, inputs) of a layer's matrices, in the order of a pass."""

@@ -69,6 +69,13 @@ def test_mutant_of_another_text_is_refused(tmp_path: Path) -> None:
         of_file(tmp_path, "k.cu")[0].apply(TEXT[1:])
 
 
+def test_a_file_without_mutants_is_refused_and_nothing_passes_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--mutants", "--file", "nosuch"])
+    shown = capsys.readouterr()
+    assert (left.value.code, shown.out) == (2, "") and "nosuch" in shown.err
+
+
 def test_mutants_have_names_of_their_own() -> None:
     names = Counter(mutant.name for mutant in [*by_rule(), *planted()])
     assert [name for name, count in names.items() if count > 1] == []
