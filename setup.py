@@ -32,6 +32,16 @@ EXTRAS = {
     "cuda13": ["cuda-bindings>=13,<14"],
     "pycuda": ["pycuda>=2024.1"],
     "video": ["opencv-python-headless>=4.8"],
+    # The daemon: HTTP, MQTT, metrics, constrained answers, capture.
+    "captiond": [
+        "aiohttp>=3.13.3",
+        "paho-mqtt>=2",
+        "prometheus-client>=0.20",
+        "llguidance>=1.3",
+        "opencv-python-headless>=4.8",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    "rosbag": ["rosbags>=0.10"],
     # Compiling the kernels ahead of time (python -m kernels.build): cubins of 12.6 load on JetPack 6 and 7.
     "compile": [
         "nvidia-cuda-nvrtc-cu12==12.6.85",
@@ -102,6 +112,7 @@ if __name__ == "__main__":
                 "vlm-quantize=export.quantize:main",
                 "vlm-convert=export.convert:main",
                 "vlm-caption=runtime.caption:main",
+                "vlm-captiond=runtime.captiond.__main__:main",
                 "vlm-doctor=runtime.doctor:main",
                 "vlm-selftest=kernels.selftest.__main__:main",
             ],

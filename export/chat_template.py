@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.strict_json import parse_json, read_json
 from runtime.errors import ExportError
+from runtime.strict_json import parse_json, read_json
 
 MAX_TEMPLATE_CHARS = 256 << 10
 MAX_CONFIG_BYTES = 16 << 20

@@ -35,7 +35,7 @@ BUNDLE_CODE: Sources = {
     "export": ("decoder/*.py", "layouts/*.py", "*.py"),
     "kernels": ("packing/*.py",),
     "models": ("chat_templates.py",),
-    "runtime": ("bundle/*.py", "prompt.py", "tiling.py", "tokenization.py"),
+    "runtime": ("bundle/*.py", "prompt.py", "strict_json.py", "tiling.py", "tokenization.py"),
 }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.manifest import PreprocessSpec, Resample, TileMode
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 MAX_CONFIG_BYTES = 4 << 20
 _FILTERS: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers

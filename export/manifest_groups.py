@@ -18,8 +18,8 @@ from export.vision.names import (
     scale_inputs,
 )
 from runtime.bundle.manifest import ProjectorGraph, TowerGraph, VisionPrecision, VisionSection
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 DEFAULT_IMAGE_TOKEN = "<image>"
 DEFAULT_MAX_SEQ_LEN = 4096

@@ -21,8 +21,8 @@ from export.prompt_segments import (
     prove,
 )
 from runtime.bundle.manifest import ImagePlaceholder, PromptSection
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 STYLES: tuple[Style, ...] = ("parts", "string")  # a template that writes the image itself is believed first
 MAX_TOKENIZER_BYTES = 64 << 20

@@ -13,8 +13,8 @@ from export.decoder.safetensors_file import COPY_HINT, F32
 from export.decoder.stored_integers import Stem, StoredIntegers
 from export.decoder.weight_files import WeightFiles
 from kernels.packing import IntWeight
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 MAX_CONFIG_BYTES = 4 << 20
 CONFIG_HINT = "check config.json against the weights"

@@ -9,8 +9,8 @@ from typing import Any
 
 from export.decoder.safetensors_file import COPY_HINT
 from kernels.packing import QuantizedForm, read_quantization_config
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 # Written by export.quantize beside the configuration at the top of a checkpoint.
 RECORD = "quantization.json"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy.typing as npt
 
 from export.decoder.safetensors_file import COPY_HINT, F32, SafetensorsFile
-from runtime.bundle.strict_json import read_json
 from runtime.bundle.tensor_header import TensorInfo
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

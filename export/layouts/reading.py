@@ -11,8 +11,8 @@ from typing import Any
 from export.decoder.weight_files import WeightFiles
 from export.image_processor import ImageProcessor
 from runtime.bundle.manifest import TilingSection
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES = 4 << 20, 64 << 20
 DEFAULT_VIDEO_FRAMES = 8

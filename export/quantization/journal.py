@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle.strict_json import read_json
 from runtime.bundle.write import flush
 from runtime.errors import OutputError
+from runtime.strict_json import read_json
 
 VERSION = 1
 _NAME = "journal.json"

@@ -12,9 +12,9 @@ import numpy as np
 from export.decoder import DecoderCheckpoint, open_decoder_checkpoint
 from export.decoder.checkpoint import EMBEDS, LAYOUTS
 from export.decoder.safetensors_file import F32, SafetensorsFile
-from runtime.bundle.strict_json import read_json
 from runtime.bundle.tensor_header import TensorInfo
 from runtime.errors import ExportError
+from runtime.strict_json import read_json
 
 MAX_CONFIG_BYTES = 4 << 20
 BLOCK_BYTES = 64 << 20  # of f32 values that are in memory at a time

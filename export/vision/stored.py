@@ -17,8 +17,8 @@ from typing import IO, Any
 
 from export.vision.names import GRAPH_FILES, PROJECTOR_FILE, TOWER_FILE
 from runtime.bundle import sha256_file
-from runtime.bundle.strict_json import read_json
 from runtime.errors import ExportError, OutputError
+from runtime.strict_json import read_json
 
 FOLDER, RECORD = "onnx", "traced.json"
 _MAX_RECORD_BYTES = 64 << 10

@@ -13,10 +13,10 @@ from pathlib import Path
 from runtime.bundle.manifest import MANIFEST_NAME, SCHEMA, FileEntry, Manifest
 from runtime.bundle.parse import manifest_bytes, parse_manifest
 from runtime.bundle.paths import contained_file
-from runtime.bundle.strict_json import read_json
 from runtime.bundle.verify import HashCache, Verify, cache_directory, sha256_file, verify_files
 from runtime.bundle.write import check_target, write_bundle
 from runtime.errors import BundleError
+from runtime.strict_json import read_json
 
 __all__ = [
     "MANIFEST_NAME",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.strict_json import parse_json
 from runtime.errors import VlmError
+from runtime.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's reference implementation
 MAX_TENSORS = 100_000

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from runtime.bundle.parse import manifest_bytes, parse_manifest
-from runtime.bundle.strict_json import parse_json
 from runtime.bundle.verify import sha256_file
 from runtime.errors import BundleError, OutputError
+from runtime.strict_json import parse_json
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -33,7 +33,8 @@ ALLOWED = {
     "models": {"kernels", "runtime.tiling", "runtime.errors", "runtime.bundle.write"},
     "export": {"kernels", "models"}
     | {
-        f"runtime.{part}" for part in ("bundle", "tiling", "prompt", "errors", "vision", "decoder", "budget", "version")
+        f"runtime.{part}"
+        for part in ("bundle", "tiling", "prompt", "errors", "strict_json", "vision", "decoder", "budget", "version")
     },
     "jetson": {f"runtime.{part}" for part in ("sources", "types", "errors", "budget", "bundle")},
 }

@@ -29,8 +29,8 @@ from runtime.bundle import (
 )
 from runtime.bundle.parse import parse_group
 from runtime.bundle.paths import check_relative, contained_file
-from runtime.bundle.strict_json import parse_json
 from runtime.errors import OutputError
+from runtime.strict_json import parse_json
 from tests.runtime.bundle_example import FILES, example_bundle, fill_example, manifest_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,7 +1,9 @@
-"""The daemon's configuration: what can be set (`settings`) and how a file is read and checked (`read`)."""
+"""The daemon's configuration: what can be set (`settings`), how a file is read and checked, what a new one changes."""
 
 from __future__ import annotations
 
+from runtime.captiond.config.changes import reloadable
+from runtime.captiond.config.read import config_of, read_config
 from runtime.captiond.config.settings import (
     Config,
     EngineSettings,
@@ -17,6 +19,7 @@ from runtime.captiond.config.settings import (
     TerminalSettings,
     WebhookSettings,
 )
+from runtime.captiond.config.toml_file import read_secret
 
 __all__ = [
     "Config",
@@ -32,4 +35,8 @@ __all__ = [
     "SourceSettings",
     "TerminalSettings",
     "WebhookSettings",
+    "config_of",
+    "read_config",
+    "read_secret",
+    "reloadable",
 ]

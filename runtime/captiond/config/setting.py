@@ -12,7 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a value must be, beyond the type of its field. ``reload``: a change takes effect without a restart."""
+    """What a value must be, beyond the type of its field.
+
+    ``reload``: a change takes effect without a restart. ``item``: the settings class of a table, or of each table of an
+    array whose key is ``toml_name``.
+    """
 
     doc: str
     low: float | None = None
@@ -22,8 +26,9 @@ class Rules:
     pattern: str | None = None
     max_chars: int = 4096
     max_items: int = 64
-    secret: bool = False
     reload: bool = True
+    toml_name: str = ""
+    item: type | None = None
 
 
 _RULES = "rules"
@@ -40,17 +45,22 @@ def setting(
     pattern: str | None = None,
     max_chars: int = 4096,
     max_items: int = 64,
-    secret: bool = False,
     reload: bool = True,
 ) -> Any:
-    """A field of a settings class. Without ``default`` it must be given. Limits concern numbers, or each item."""
-    rules = Rules(doc, low, high, low_open, choices, pattern, max_chars, max_items, secret, reload)
+    """A field of a settings class. Without ``default`` it must be given. Limits: of numbers, or of items."""
+    rules = Rules(doc, low, high, low_open, choices, pattern, max_chars, max_items, reload)
     return dataclasses.field(default=default, metadata={_RULES: rules})
 
 
-def table(factory: Any, *, doc: str, max_items: int = 64, reload: bool = True) -> Any:
-    """A field that is a table (``factory`` is a settings class) or an array of tables (``factory`` is tuple)."""
-    return dataclasses.field(default_factory=factory, metadata={_RULES: Rules(doc, max_items=max_items, reload=reload)})
+def table(cls: type, *, doc: str, reload: bool = True) -> Any:
+    """A field that is a table of the settings class ``cls``."""
+    return dataclasses.field(default_factory=cls, metadata={_RULES: Rules(doc, reload=reload, item=cls)})
+
+
+def tables(cls: type, toml_name: str, *, doc: str, max_items: int = 64) -> Any:
+    """A field that is an array of tables of ``cls``, written ``[[toml_name]]``."""
+    rules = Rules(doc, max_items=max_items, toml_name=toml_name, item=cls)
+    return dataclasses.field(default=(), metadata={_RULES: rules})
 
 
 def rules_of(item: dataclasses.Field[Any]) -> Rules:
@@ -58,3 +68,8 @@ def rules_of(item: dataclasses.Field[Any]) -> Rules:
     rules = item.metadata[_RULES]
     assert isinstance(rules, Rules)
     return rules
+
+
+def key_of(item: dataclasses.Field[Any]) -> str:
+    """The field's key in a TOML table."""
+    return rules_of(item).toml_name or item.name

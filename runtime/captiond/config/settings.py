@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.captiond.config.setting import setting, table
+from runtime.captiond.config.setting import setting, table, tables
 
 NAME = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 
@@ -51,8 +51,10 @@ class SourceSettings:
     )
     user: str | None = setting(None, doc="user of the camera", max_chars=256)
     password_file: str | None = setting(None, doc="file with the camera's password", reload=True)
-    prompts: tuple[PromptSettings, ...] = table(tuple, doc="questions, in turn; none: the model is asked to describe")
-    rules: tuple[RuleSettings, ...] = table(tuple, doc="rules on structured answers")
+    prompts: tuple[PromptSettings, ...] = tables(
+        PromptSettings, "prompt", doc="questions, in turn; none: the model is asked to describe", max_items=16
+    )
+    rules: tuple[RuleSettings, ...] = tables(RuleSettings, "rule", doc="rules on structured answers")
     captions_per_s: float = setting(0.0, doc="captions per second; 0: as many as the model can", low=0, high=120)
     priority: int = setting(10, doc="higher goes first, token by token; chats have 0", low=-100, high=100)
     weight: float = setting(1.0, doc="share among sources of one priority", low=0, low_open=True, high=1000)
@@ -117,7 +119,9 @@ class ServerSettings:
     private_key_file: str | None = setting(None, doc="its private key, PEM", reload=False)
     hosts: tuple[str, ...] = setting((), doc="further names in the Host header that are answered")
     origins: tuple[str, ...] = setting((), doc="further origins (scheme://host:port) that browsers may come from")
-    keys: tuple[KeySettings, ...] = table(tuple, doc="API keys; without any, loopback alone is served, to everyone")
+    keys: tuple[KeySettings, ...] = tables(
+        KeySettings, "key", doc="API keys; without any, loopback alone is served, to everyone"
+    )
     keys_file: str | None = setting(None, doc="TOML file with further [[key]] tables")
     remote_images: bool = setting(False, doc="fetch http(s) image URLs of chat requests")
     private_targets: bool = setting(False, doc="let remote images and webhooks reach private and loopback addresses")
@@ -193,7 +197,7 @@ class OutputSettings:
     terminal: TerminalSettings = table(TerminalSettings, doc="standard output")
     jsonl: JsonlSettings = table(JsonlSettings, doc="a file")
     mqtt: MqttSettings = table(MqttSettings, doc="a broker")
-    webhooks: tuple[WebhookSettings, ...] = table(tuple, doc="HTTP POST")
+    webhooks: tuple[WebhookSettings, ...] = tables(WebhookSettings, "webhook", doc="HTTP POST", max_items=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +217,6 @@ class Config:
     )
     engine: EngineSettings = table(EngineSettings, doc="the model", reload=False)
     server: ServerSettings = table(ServerSettings, doc="HTTP")
-    sources: tuple[SourceSettings, ...] = table(tuple, doc="what is watched", max_items=32)
+    sources: tuple[SourceSettings, ...] = tables(SourceSettings, "source", doc="what is watched", max_items=32)
     output: OutputSettings = table(OutputSettings, doc="where events go")
     log: LogSettings = table(LogSettings, doc="messages")

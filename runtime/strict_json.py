@@ -1,6 +1,6 @@
 """Reads JSON files that somebody else wrote: bounded in size and depth, no duplicate keys, no NaN.
 
-Used for the manifest at run time and for the configuration files of a checkpoint at export.
+Used for the manifest and for requests at run time, and for the configuration files of a checkpoint at export.
 """
 
 from __future__ import annotations
