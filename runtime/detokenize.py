@@ -28,10 +28,14 @@ class TokenTable(Protocol):
 
 
 class Step(Protocol):
-    """One decoder step: pieces in, pieces out. ``feed`` may hold pieces back, ``end`` gives them up."""
+    """One decoder step: pieces in, pieces out. ``feed`` may hold pieces back, ``end`` gives them up.
+
+    ``middle`` is what a piece becomes that stands alone in the middle of a text.
+    """
 
     def feed(self, piece: str) -> list[str]: ...
     def end(self) -> list[str]: ...
+    def middle(self, piece: str) -> str: ...
 
 
 class _Each:
@@ -45,6 +49,9 @@ class _Each:
         first, self._first = self._first, False
         return [self._function(piece, first)]
 
+    def middle(self, piece: str) -> str:
+        return self._function(piece, False)
+
     def end(self) -> list[str]:
         return []
 
@@ -56,9 +63,14 @@ class _ByteLevel:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, piece: str) -> list[str]:
+        return [self._decoder.decode(self.bytes_of(piece))]
+
+    def bytes_of(self, piece: str) -> bytes:
         known = all(char in _BYTE_OF_CHAR for char in piece)
-        data = bytes(_BYTE_OF_CHAR[char] for char in piece) if known else piece.encode("utf-8", "replace")
-        return [self._decoder.decode(data)]
+        return bytes(_BYTE_OF_CHAR[char] for char in piece) if known else piece.encode("utf-8", "replace")
+
+    def middle(self, piece: str) -> str:
+        return self.bytes_of(piece).decode("utf-8", "replace")
 
     def end(self) -> list[str]:
         return [self._decoder.decode(b"", True)]
@@ -79,6 +91,9 @@ class _ByteFallback:
             return [*self.end(), piece]
         self._run.append(int(match.group(1), 16))
         return []
+
+    def middle(self, piece: str) -> str:
+        return piece
 
     def end(self) -> list[str]:
         run, self._run = bytes(self._run), bytearray()
@@ -105,6 +120,12 @@ class _StripStart:
         if piece:
             self._left = 0
         return [piece]
+
+    def middle(self, piece: str) -> str:
+        if not self._fused:
+            for _ in range(self._count):
+                piece = piece.removeprefix(self._content)
+        return piece
 
     def end(self) -> list[str]:
         return []
@@ -192,6 +213,34 @@ class Detokenizer:
     def flush(self) -> str:
         """The text that was still held back; call it once, at the end."""
         return self._text.push(self._tokens.flush()) + self._text.flush()
+
+
+class TokenBytes:
+    """Single tokens as the bytes that they stand for. Any thread."""
+
+    def __init__(self, tokenizer: TokenTable) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_contents(tokenizer)
+        self._steps = decoder_steps(decoder_description(tokenizer))
+
+    def of(self, token_id: int) -> bytes:
+        """What a token adds in the middle of a text, possibly part of a character; a special token gives its name.
+
+        Nothing for an id that the tokenizer does not have: models pad their heads.
+        """
+        piece = self._tokenizer.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if piece in self._special:
+            return piece.encode("utf-8", "replace")
+        for step in self._steps:
+            match = _BYTE_TOKEN.match(piece) if isinstance(step, _ByteFallback) else None
+            if match is not None:
+                return bytes([int(match.group(1), 16)])
+            if isinstance(step, _ByteLevel):
+                return step.bytes_of(piece)
+            piece = step.middle(piece)
+        return piece.encode("utf-8", "replace")
 
 
 def special_contents(tokenizer: TokenTable) -> frozenset[str]:

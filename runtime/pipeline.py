@@ -16,7 +16,7 @@ from runtime.budget import memory_budget
 from runtime.bundle import Bundle
 from runtime.clock import StageClock
 from runtime.decoder import Decoder, FusingDecoder, PreprocessingDecoder, SamplingDecoder, TileMaker
-from runtime.detokenize import Detokenizer
+from runtime.detokenize import Detokenizer, TokenBytes
 from runtime.errors import DeadlineError, PromptError
 from runtime.fusion import PlacedIds, fuse, place
 from runtime.memory import MemoryUse
@@ -93,6 +93,7 @@ class Pipeline:
             self._tile_maker = decoder.tile_maker(self._vision_section)
         self._vision_bytes = memory_budget(bundle.manifest).vision_bytes
         self.slots = SlotPool(decoder, slots)
+        self.token_bytes = TokenBytes(encoder.tokenizer)
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[TileLayout]) -> EncodedPrompt:
         """Stage "prompt". Raises PromptError when no token of an answer would fit behind it; any thread."""

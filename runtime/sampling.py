@@ -25,6 +25,7 @@ Allowed = npt.NDArray[np.bool_]
 MAX_SEED = 2**64 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_TOP_LOGPROBS = 20
 _FIRST_LOOK = 1024  # the nucleus nearly always lies in the best 1024 tokens: sorting 152k for it would cost 10 ms
 
 
@@ -36,6 +37,7 @@ def check_params(params: GenerationParams) -> None:
     _check_number("repetition_penalty", params.repetition_penalty, low=0.0, high=100.0, low_open=True)
     _check_integer("top_k", params.top_k, low=0, high=2**31)
     _check_integer("max_new_tokens", params.max_new_tokens, low=1, high=2**31)
+    _check_integer("top_logprobs", params.top_logprobs, low=0, high=MAX_TOP_LOGPROBS)
     if params.seed is not None:
         _check_integer("seed", params.seed, low=0, high=MAX_SEED)
     _check_stop(params.stop)
@@ -84,11 +86,29 @@ class Sampler:
         peak = self._check(logits)
         scores = self.filtered(logits, allowed)
         token_id = int(np.argmax(scores)) if self._params.temperature == 0.0 else self._draw(scores)
-        self._step += 1
-        if self._seen is not None:
-            self._seen[token_id] = True
-        log_total = math.log(float(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
-        return token_id, float(logits[token_id]) - peak - log_total
+        self._passed(token_id)
+        return token_id, float(logits[token_id]) - peak - _log_total(logits, peak)
+
+    def follow(self, logits: Logits, token_id: int) -> float:
+        """A token that comes without being drawn, in place of `sample`: its logprob; counts as a step and as seen."""
+        peak = self._check(logits)
+        self._passed(token_id)
+        return float(logits[token_id]) - peak - _log_total(logits, peak)
+
+    def top(self, logits: Logits) -> tuple[tuple[int, float], ...]:
+        """The ``top_logprobs`` most probable tokens of the model itself with their logprobs, best first.
+
+        Of equal ones the lowest ids.
+        """
+        count = min(self._params.top_logprobs, self._vocab)
+        if count == 0:
+            return ()
+        peak = self._check(logits)
+        edge = np.partition(logits, -count)[-count]
+        above, equal = np.flatnonzero(logits > edge), np.flatnonzero(logits == edge)
+        best = np.concatenate([above[np.argsort(-logits[above], kind="stable")], equal[: count - len(above)]])
+        total = peak + _log_total(logits, peak)
+        return tuple((int(token), float(logits[token]) - total) for token in best)
 
     def draws(self) -> Draws:
         """Where this answer's draws stand; a later `sample` does not change it."""
@@ -111,6 +131,11 @@ class Sampler:
         scores = _top_p(scores, self._params.top_p)
         return _min_p(scores, self._params.min_p)
 
+    def _passed(self, token_id: int) -> None:
+        self._step += 1
+        if self._seen is not None:
+            self._seen[token_id] = True
+
     def _check(self, logits: Logits) -> float:
         if logits.shape != (self._vocab,):
             raise EngineError(f"logits of shape {logits.shape}, expected ({self._vocab},)")
@@ -130,6 +155,11 @@ class Sampler:
         uniform = np.random.Generator(np.random.Philox(key=self._seed, counter=self._step)).random()
         index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         return int(kept[min(index, len(kept) - 1)])
+
+
+def _log_total(logits: Logits, peak: float) -> float:
+    """Logarithm of the sum of the exponentials, less ``peak``."""
+    return math.log(float(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64)))
 
 
 def _penalise(scores: Logits, seen: Allowed, penalty: float) -> Logits:

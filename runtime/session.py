@@ -112,6 +112,10 @@ class Session:
         """Which decoder answers: what "auto" has chosen."""
         return self._pipeline.decoder_kind
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds in the middle of a text: possibly part of a character; special tokens give their name."""
+        return self._pipeline.token_bytes.of(token_id)
+
     def memory_report(self) -> MemoryReport:
         """What the engines keep in memory, by purpose; waits for the answer that is being written."""
         self._check_open()

@@ -41,7 +41,8 @@ class Delta:
     """A piece of an answer: whole characters only, possibly none.
 
     ``logprob``: natural logarithm of the probability of ``token_id``. ``index``: its position in the answer, from 0.
-    ``t_ns``: when it was ready.
+    ``t_ns``: when it was ready. ``top``: the most probable tokens of that place with their logarithms, best first, as
+    many as `GenerationParams.top_logprobs` asks for; empty in a delta that only brings text held back before.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Delta:
     logprob: float
     index: int
     t_ns: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,8 @@ class GenerationParams:
     """How the next token is chosen and when an answer ends.
 
     ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off. ``seed``
-    None draws a fresh one. ``stop``: strings that end the answer and are not part of it. Ranges are checked where they
-    are used.
+    None draws a fresh one. ``stop``: strings that end the answer and are not part of it. ``top_logprobs``: how many of
+    the most probable tokens each `Delta` names, 0 to 20. Ranges are checked where they are used.
     """
 
     temperature: float = 0.0
@@ -121,3 +123,4 @@ class GenerationParams:
     seed: int | None = None
     max_new_tokens: int = MAX_NEW_TOKENS_DEFAULT
     stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
