@@ -26,11 +26,13 @@ class Matcher(Protocol):
     def allowed(self) -> npt.NDArray[np.bool_]:
         """bool [V]: tokens that may come next, never none; end tokens where the answer may end. Valid until `push`."""
 
-    def push(self, token_id: int) -> None:
-        """``token_id`` was chosen; it is one of those allowed."""
+    def push(self, token_id: int) -> bool:
+        """``token_id`` was chosen among those allowed. False: no whole answer with it fits into the budget, so it is
+        not taken, `allowed` lacks it from now on, and another is to be chosen; that ends after a few refusals."""
 
     def forced(self) -> Sequence[int]:
-        """The tokens that must come next whatever the model says, possibly none. They are pushed like any other."""
+        """The tokens that must come next whatever the model says, possibly none. They are pushed like any other, and
+        taken."""
 
 
 class Constraint(Protocol):
