@@ -102,9 +102,13 @@ def _number(value: object, hint: type, rules: Rules, place: str) -> int | float:
 
 def limits(rules: Rules) -> str:
     """The range of a number in words."""
-    low = None if rules.low is None else f"{'above' if rules.low_open else 'from'} {rules.low:,g}".replace(",", "_")
-    high = None if rules.high is None else f"to {rules.high:,.12g}".replace(",", "_")
+    low = None if rules.low is None else f"{'above' if rules.low_open else 'from'} {_plain(rules.low)}"
+    high = None if rules.high is None else f"to {_plain(rules.high)}"
     return " ".join(part for part in (low, high) if part) or "any number"
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _check_count(value: Sequence[object], rules: Rules, place: str) -> None:
