@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from runtime.captiond.config.settings import (
@@ -46,6 +46,13 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def check_prompts(where: str, prompts: Sequence[PromptSettings]) -> None:
+    """Refuse prompts of one source that do not fit together; ``where`` names the source."""
+    _unique(f"{where}: prompt", (prompt.id for prompt in prompts))
+    for prompt in prompts:
+        _check_prompt(f"{where}: prompt {prompt.id}", prompt)
+
+
 def _check_source(source: SourceSettings) -> None:
     where = f"source {source.name}"
     _check_uri(where, source.uri)
@@ -57,10 +64,8 @@ def _check_source(source: SourceSettings) -> None:
         raise ConfigError(f"{where}: every_frame is for files, a camera does not wait")
     if source.backend == "opencv" and source.uri.startswith(("gst:", "csi:")):
         raise ConfigError(f"{where}: backend is 'opencv', and {source.uri.split(':')[0]}: needs gstreamer")
-    _unique(f"{where}: prompt", (prompt.id for prompt in source.prompts))
     _unique(f"{where}: rule", (rule.name for rule in source.rules))
-    for prompt in source.prompts:
-        _check_prompt(f"{where}: prompt {prompt.id}", prompt)
+    check_prompts(where, source.prompts)
     for rule in source.rules:
         _check_rule(f"{where}: rule {rule.name}", rule, source.prompts)
 
