@@ -7,8 +7,8 @@
     async for delta in asked: ...
     result = await asked.result()
 
-A child that dies, does not load in time or falls silent is replaced. What waited goes on waiting; what had begun without
-a token is asked once more; what had a token fails with an EngineError. No numpy here.
+A child that dies, does not load in time or falls silent is replaced. What waited goes on waiting; what had begun
+without a token is asked once more; what had a token fails with an EngineError. No numpy here.
 """
 
 from __future__ import annotations
