@@ -13,8 +13,11 @@ _PATTERNS = (
     # scheme://user:password@host, also where the password holds an unescaped "/" or "@"
     (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)[^\s\"'<>?#]*@(?=[\w.\[-])", re.IGNORECASE), rf"\g<keep>{HIDDEN}@"),
     # Authorization: Bearer …, Basic …, Digest …
-    (re.compile(r"(?P<keep>\b(?:bearer|basic|token)\s+)[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\g<keep>{HIDDEN}"),
-    (re.compile(r"(?P<keep>\bdigest\s+)\w+=[^\r\n]+", re.IGNORECASE), rf"\g<keep>{HIDDEN}"),
+    (re.compile(r"(?P<keep>\bbearer\s+)[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\g<keep>{HIDDEN}"),
+    (
+        re.compile(r"(?P<keep>\bauthorization[\"']?\s*[:=]\s*[\"']?)(?!bearer)[a-z]+\s+[^\r\n]+", re.IGNORECASE),
+        rf"\g<keep>{HIDDEN}",
+    ),
     # keys as this daemon makes them, and those of the API whose shape it speaks
     (re.compile(r"\b(?:vlm|sk)-[A-Za-z0-9_-]{16,}"), HIDDEN),
     # name=value, name: value, "name": "value"
