@@ -94,9 +94,8 @@ class Life:
     def begin(self, asked: Asked) -> None:
         """Hand a question over."""
         now_ns = self._clock.now_ns()
-        message, files = messages.ask_message(
-            asked.number, asked.ask, max(0.001, (asked.deadline_ns - now_ns) / NS_PER_S)
-        )
+        left_s = max(0.001, (asked.deadline_ns - now_ns) / NS_PER_S)
+        message, files = messages.ask_message(asked.number, asked.ask, left_s)
         if not self.running:
             self._moved_ns = now_ns  # it was idle: its time to move begins now
         self.running[asked.number] = asked

@@ -1,7 +1,8 @@
 """The nouns of `runtime.captiond.asks` as messages of `wire`, and back. Both ends use this page; neither knows numpy.
 
 To the engine: ``open`` (first), ``attach`` (a ring's file), ``detach``, ``ask`` (files of its shared images),
-``cancel``. From it: ``loading``, ``ready``, ``alive``, ``started``, ``delta``, ``result``, ``error``, ``failed`` (it ends).
+``cancel``. From it: ``loading``, ``ready``, ``alive``, ``started``, ``delta``, ``result``, ``error``, ``failed`` (and it
+ends).
 """
 
 from __future__ import annotations

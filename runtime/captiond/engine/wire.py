@@ -47,8 +47,8 @@ class _Outgoing:
 class Connection:
     """One end. It owns its socket; everything happens on the running event loop.
 
-    ``on_message`` gets each message and its open files, which are the receiver's to close. ``on_closed`` is called once:
-    with None at the peer's end of file, else with what was wrong. Exceptions of ``on_message`` count as the latter.
+    ``on_message`` gets each message and its open files, which are the receiver's to close; a WireError that it raises
+    ends the connection. ``on_closed`` is called once: with None at the peer's end of file, else with what was wrong.
     """
 
     def __init__(self, end: socket.socket, on_message: OnMessage, on_closed: OnClosed) -> None:

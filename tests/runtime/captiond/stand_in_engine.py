@@ -25,10 +25,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
 from runtime.captiond.asks import Ask, AskDelta, AskResult, TokenChance
 from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.child import run, socket_of
@@ -36,6 +32,8 @@ from runtime.captiond.engine.messages import EngineFacts
 from runtime.captiond.engine.server import Pixels
 from runtime.errors import BundleError, DeadlineError, EngineError, PromptError
 
+ROOT = Path(__file__).resolve().parents[3]
+NAME = "tests.runtime.captiond.stand_in_engine"
 MODEL = "stand-in"
 
 
@@ -49,7 +47,8 @@ def stand_in_command(
     """
     assert bool(lives) == (count_file is not None), "several lives need a file that counts them"
     scripts = list(lives) or [script]
-    return (sys.executable, str(Path(__file__).resolve()), json.dumps(scripts), str(count_file or ""))
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {NAME} import main; main()"
+    return (sys.executable, "-c", start, json.dumps(scripts), str(count_file or ""))
 
 
 class StandIn:
@@ -226,7 +225,3 @@ def main() -> None:
         return load_stand_in(script)
 
     run(load, socket_of(sys.argv[3:]))
-
-
-if __name__ == "__main__":
-    main()
