@@ -1,66 +1,80 @@
-"""One answer as a job of the owner thread: runs the stages and fills the mailbox of whoever asked."""
+"""One answer as a job of the owner thread: runs the stages unit by unit and fills the mailbox of whoever asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 
-from runtime.errors import DeadlineError
-from runtime.pipeline import Request
-from runtime.slots import KvCache
+from runtime.errors import DeadlineError, DeviceLostError
+from runtime.pipeline import Units
+from runtime.request import Request
+from runtime.scheduling import Share
+from runtime.slots import KvCache, SlotPool
 from runtime.text_stream import Channel
-from runtime.types import Delta
+
+_log = logging.getLogger(__name__)
 
 
 class AnswerJob:
-    """Runs ``stages(cache)`` for one request.
+    """Runs ``stages(cache)`` for one request, with ``share`` of the engines.
 
-    ``lend`` gives the KV cache on the owner thread; ``commit`` is told of an answer, ``fail`` of a request whose cache
-    is in no known state. Both come before the reader hears of the end.
+    ``lend`` gives the KV cache, one of ``slots``, on the owner thread; ``commit`` is told of an answer. The slot is
+    free again, and ``commit`` is through, before the reader hears of the end.
     """
 
     def __init__(
         self,
         request: Request,
         channel: Channel,
-        stages: Callable[[KvCache], Iterator[Delta]],
+        stages: Callable[[KvCache], Units],
         *,
+        share: Share,
+        slots: SlotPool,
         lend: Callable[[], KvCache],
         commit: Callable[[Request], None],
-        fail: Callable[[KvCache], None],
     ) -> None:
+        self.share = share
         self._request = request
         self._channel = channel
         self._stages = stages
+        self._slots = slots
         self._lend = lend
         self._commit = commit
-        self._fail = fail
+        self._cache: KvCache | None = None
+        self._units: Units | None = None
 
-    def run(self, between: Callable[[], None]) -> None:
-        """The whole answer, token by token."""
-        if self.over():
-            return
-        cache: KvCache | None = None
+    def step(self, alone: bool) -> bool:
+        """One picture, one chunk of the prompt or one decoder step; False when the answer is over, or failed."""
+        if self._units is None and self.over():
+            return False
         try:
-            cache = self._lend()
-            for delta in self._stages(cache):
-                self._channel.put(delta)
-                between()
-            answer = self._request.answer()
+            if self._step(alone):
+                return True
             self._commit(self._request)
-        except BaseException as error:  # noqa: BLE001 - handed over to whoever waits for the answer
-            if cache is not None:
-                self._fail(cache)
+            answer = self._request.answer()
+            if self._cache is not None:
+                self._slots.let_go(self._cache)
+        except BaseException as error:
+            self._give_up()
             self._channel.fail(error)
-            return
+            if isinstance(error, DeviceLostError):
+                raise
+            return False
         self._channel.finish(answer)
+        return False
 
     def stop(self) -> None:
-        """End within one token."""
+        """End within one unit."""
         self._request.control.cancelled = True
 
     def refuse(self, error: Exception) -> None:
-        """It will not run."""
+        """It will not run any more; owner thread."""
+        self._give_up()
         self._channel.fail(error)
+
+    def ending(self) -> bool:
+        """Cancelled, or past its deadline."""
+        return self._request.control.verdict() is not None
 
     def over(self) -> bool:
         """Cancelled, or past its deadline, before it began."""
@@ -74,3 +88,28 @@ class AnswerJob:
             self._request.finish_reason = "cancelled"
             self._channel.finish(self._request.answer())
         return True
+
+    def _step(self, alone: bool) -> bool:
+        """The unit itself: whether there are more."""
+        if self._units is None:
+            self._cache = self._lend()
+            self._slots.hold(self._cache)
+            self._units = self._stages(self._cache)
+        self._request.alone = alone
+        try:
+            deltas, going = next(self._units), True
+        except StopIteration as end:
+            deltas, going = end.value, False
+        for delta in deltas:
+            self._channel.put(delta)
+        return going
+
+    def _give_up(self) -> None:
+        """After an error nothing is known of what the slot holds."""
+        if self._units is not None:
+            try:
+                self._units.close()  # ends a sampling that is under way when the reader's callback failed
+            except Exception:  # noqa: BLE001 - the first error is the one that is told
+                _log.exception("ending an answer that failed")
+        if self._cache is not None:
+            self._slots.release(self._cache)

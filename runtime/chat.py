@@ -7,10 +7,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from runtime.constraint import Constraint
 from runtime.errors import ClosedError, UsageError
 from runtime.pictures import Color, ImageLike, VideoLike
-from runtime.pipeline import Picture, Request
 from runtime.prompt import Message
+from runtime.request import Picture, Request
+from runtime.scheduling import Share
 from runtime.slots import KvCache
 from runtime.text_stream import Channel, TextStream
 from runtime.turn import Turn, check_text, opening
@@ -26,8 +28,8 @@ class Chat:
     The answers equal those of a fresh request with the whole conversation. Images may come in any turn and keep the
     tiling that they had then. A turn that fails, or is cancelled before its first token, is not part of the
     conversation; a cancelled one is, with the text so far. When more conversations are in use than the session was
-    opened for (``chats=…``), the one that was used longest ago is prefilled again at its next turn. For one thread at
-    a time.
+    opened for (``chats=…``), the one that was used longest ago, and of those whose turns are written at once the ones
+    beyond that number, are prefilled again at their next turn. For one thread at a time.
     """
 
     def __init__(self, session: Session, system: str | None) -> None:
@@ -53,6 +55,9 @@ class Chat:
         max_new_tokens: int | None = None,
         deadline_s: float | None = None,
         on_delta: Callable[[Delta], object] | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        constraint: Constraint | None = None,
     ) -> TextStream:
         """Ask the next question; arguments and errors are those of `Session.stream`.
 
@@ -72,6 +77,8 @@ class Chat:
             params=merged,
             deadline_s=deadline_s,
             on_delta=on_delta,
+            share=Share(priority, weight),
+            constraint=constraint,
         )
 
     def generate(
@@ -84,6 +91,9 @@ class Chat:
         params: GenerationParams | None = None,
         max_new_tokens: int | None = None,
         deadline_s: float | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        constraint: Constraint | None = None,
     ) -> Answer:
         """Ask the next question and wait for the whole answer."""
         stream = self.stream(
@@ -94,6 +104,9 @@ class Chat:
             params=params,
             max_new_tokens=max_new_tokens,
             deadline_s=deadline_s,
+            priority=priority,
+            weight=weight,
+            constraint=constraint,
         )
         return stream.answer()
 

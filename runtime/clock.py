@@ -33,14 +33,14 @@ class StageClock:
         self._first_ns: int | None = None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside as part of the stage ``name``."""
+    def stage(self, name: str, tokens: int = 1) -> Iterator[None]:
+        """Time what happens inside as part of the stage ``name``; ``tokens`` that a decoder step appends."""
         begin = time.monotonic_ns()
         try:
             yield
         finally:
             self._spent_ns[name] += time.monotonic_ns() - begin
-            self._steps += name == "decode"
+            self._steps += tokens if name == "decode" else 0
 
     def token(self) -> int:
         """The instant of a token in ns; the first one is remembered."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from kernels.errors import CompileError, ImageError, KernelError, NoDeviceError, OutOfMemoryError, StickyError
 from kernels.state import STATUS_BAD_IMAGE_ROW, STATUS_BAD_LOGITS, STATUS_BAD_TOKEN, STATUS_FULL
-from runtime.errors import EngineError, MemoryLimitError, VlmError
+from runtime.errors import DeviceLostError, EngineError, MemoryLimitError, VlmError
 
 MIB = 1 << 20
 LOST_HINT = "the CUDA context is lost: start the process again, and look at dmesg for what the driver says"
@@ -38,8 +38,8 @@ def as_runtime_error(doing: str, problem: KernelError) -> VlmError:
         return MemoryLimitError(f"{message} ({problem.requested / MIB:.1f} MiB wanted)", hint=MEMORY_HINT)
     fallback = None
     if isinstance(problem, StickyError):
-        fallback = LOST_HINT
-    elif isinstance(problem, NoDeviceError):
+        return DeviceLostError(message, hint=problem.hint or LOST_HINT)
+    if isinstance(problem, NoDeviceError):
         fallback = NO_DEVICE_HINT
     elif isinstance(problem, (ImageError, CompileError)):
         fallback = NO_IMAGE_HINT

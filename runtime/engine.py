@@ -1,7 +1,7 @@
 """One owner thread for all engine work; whatever comes meanwhile waits in a short queue.
 
 Engines are opened, used and closed on this thread alone, so that none of them needs a lock and a CUDA context has one
-home. Used by `runtime.session`.
+home. Several jobs may run at once: the thread gives each a unit of work in turn. Used by `runtime.session`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from runtime.errors import BusyError, UsageError
+from runtime.errors import BusyError, DeviceLostError, UsageError
+from runtime.scheduling import Rota, Share
 from runtime.text_stream import closed_error
 
 _log = logging.getLogger(__name__)
@@ -20,32 +21,50 @@ _T = TypeVar("_T")
 
 
 class Job(Protocol):
-    """A piece of engine work."""
+    """A piece of engine work, done unit by unit."""
 
-    def run(self, between: Callable[[], None]) -> None:
-        """Do the work on the owner thread, calling ``between`` after each token; errors are the job's to hand over."""
+    @property
+    def share(self) -> Share:
+        """What it gets of the engines among the others."""
+
+    def step(self, alone: bool) -> bool:
+        """One unit on the owner thread; False when that was the last. ``alone``: nobody else's comes next, it seems.
+
+        Errors are the job's to hand over; a DeviceLostError is raised as well.
+        """
 
     def stop(self) -> None:
-        """Ask it to end within one token; any thread."""
+        """Ask it to end within one unit; any thread."""
 
     def refuse(self, error: Exception) -> None:
-        """It will not run: tell whoever waits."""
+        """It will not run any more: tell whoever waits."""
 
     def over(self) -> bool:
         """Whether it need not begin any more; it has then told whoever waits."""
 
+    def ending(self) -> bool:
+        """Whether its next unit is the last, because somebody stopped it or its time is up."""
+
 
 class Owner:
-    """The thread and its queue: first come, first served, at most ``max_pending`` waiting."""
+    """The thread, at most ``parallel`` jobs that run, and at most ``max_pending`` that wait.
 
-    def __init__(self, *, max_pending: int, name: str = "vlm-engine") -> None:
+    Of those that wait the highest priority begins first, then whoever came first; whoever runs is not interrupted for
+    good, but gets no unit while one of a higher priority runs.
+    """
+
+    def __init__(self, *, max_pending: int, parallel: int = 1, name: str = "vlm-engine") -> None:
         if max_pending < 1:
             raise UsageError(f"max_pending is {max_pending}, the least is 1")
+        if parallel < 1:
+            raise UsageError(f"parallel is {parallel}, the least is 1")
         self._max_pending = max_pending
+        self._parallel = parallel
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
-        self._running: Job | None = None
+        self._running: Rota[Job] = Rota()
         self._closed = False
+        self._lost: tuple[str, str | None] | None = None
         self._at_exit: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -58,13 +77,12 @@ class Owner:
     def submit(self, job: Job) -> None:
         """Queue a job. Raises BusyError when ``max_pending`` wait already, ClosedError after close."""
         with self._changed:
-            if self._closed:
-                raise closed_error()
-            if len(self._queue) >= self._max_pending:
+            self._check_open()
+            if self._waiting() >= self._max_pending:
                 self._sweep()
-            if len(self._queue) >= self._max_pending:
+            if self._waiting() >= self._max_pending:
                 raise BusyError(
-                    f"{len(self._queue)} requests wait already, the limit is {self._max_pending}",
+                    f"{self._waiting()} requests wait already, the limit is {self._max_pending}",
                     hint="ask again later, or open the session with a larger max_pending",
                 )
             self._queue.append(job)
@@ -79,8 +97,7 @@ class Owner:
         """Run ``function`` on the owner thread, after the jobs that wait, and return or raise what it does."""
         call = _Call(function)
         with self._changed:  # not a request of a user: it may exceed max_pending
-            if self._closed:
-                raise closed_error()
+            self._check_open()
             self._queue.append(call)
             self._changed.notify_all()
         return call.result()
@@ -90,11 +107,11 @@ class Owner:
         self._at_exit = function
 
     def request_stop(self) -> None:
-        """End the running job within one token and refuse the others; does not wait. Safe from a finalizer."""
+        """End running jobs within one unit each and refuse the others; does not wait. Safe from a finalizer."""
         with self._changed:
             self._closed = True
-            if self._running is not None:
-                self._running.stop()
+            for job in self._running:
+                job.stop()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -104,32 +121,73 @@ class Owner:
             self._thread.join()
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            job.run(self.sweep)
-            with self._changed:
-                self._running = None
-            del job  # an idle owner keeps nothing of the last request alive
-        self._refuse_rest()
+        while (turn := self._next()) is not None:
+            self._step(*turn)
+            del turn  # an idle owner keeps nothing of the last request alive
+        self._refuse_rest(closed_error)
         if self._at_exit is not None:
             try:
                 self._at_exit()
             except Exception:  # noqa: BLE001 - the thread ends here: nobody is left to hand it to
                 _log.exception("closing the engines failed")
 
-    def _next(self) -> Job | None:
+    def _step(self, job: Job, alone: bool) -> None:
+        """One unit of one job; an error that costs the engines their device ends the others too."""
+        try:
+            going = job.step(alone)
+        except DeviceLostError as error:
+            self._lost = (error.message, error.hint)
+            going = False
+        if going:
+            return
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._queue)
-            if self._closed:
-                return None
-            self._running = self._queue.popleft()
-            return self._running
+            self._running.leave(job)
+        if self._lost is not None:
+            self._refuse_rest(self._lost_error)
 
-    def _refuse_rest(self) -> None:
+    def _next(self) -> tuple[Job, bool] | None:
+        """Whose unit comes next; None when there is none and never will be."""
         with self._changed:
-            rest = list(self._queue)
+            while True:
+                self._changed.wait_for(lambda: self._closed or self._queue or len(self._running))
+                self._sweep()
+                self._admit()
+                if len(self._running):
+                    break
+                if self._closed:
+                    return None
+            # Whoever is stopped only has to hear it: its place is free then, whatever its rank.
+            ending = next((job for job in self._running if job.ending()), None)
+            return self._running.turn() if ending is None else (ending, False)
+
+    def _admit(self) -> None:
+        while not self._closed and self._queue and len(self._running) < self._parallel:
+            job = max(self._queue, key=lambda job: job.share.priority)  # of equal ones the one that came first
+            self._queue.remove(job)
+            self._running.join(job, job.share)
+
+    def _refuse_rest(self, error: Callable[[], Exception]) -> None:
+        with self._changed:
+            rest = [*self._running, *self._queue]
+            for job in rest:
+                self._running.leave(job)
             self._queue.clear()
         for job in rest:
-            job.refuse(closed_error())
+            job.refuse(error())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_error()
+        if self._lost is not None:
+            raise self._lost_error()
+
+    def _lost_error(self) -> DeviceLostError:
+        message, hint = self._lost or ("the device is lost", None)
+        return DeviceLostError(message, hint=hint)
+
+    def _waiting(self) -> int:
+        """How many wait for a place: those behind the places that are free."""
+        return len(self._queue) - (self._parallel - len(self._running))
 
     def _sweep(self) -> None:
         if self._queue:
@@ -139,18 +197,21 @@ class Owner:
 class _Call(Generic[_T]):
     """A function as a job, with its result."""
 
+    share = Share()
+
     def __init__(self, function: Callable[[], _T]) -> None:
         self._function = function
         self._done = threading.Event()
         self._values: list[_T] = []
         self._error: BaseException | None = None
 
-    def run(self, between: Callable[[], None]) -> None:
+    def step(self, alone: bool) -> bool:
         try:
             self._values.append(self._function())
         except BaseException as error:  # noqa: BLE001 - handed over to the thread that called
             self._error = error
         self._done.set()
+        return False
 
     def stop(self) -> None:
         """A call is short: it runs to its end."""
@@ -160,6 +221,9 @@ class _Call(Generic[_T]):
         self._done.set()
 
     def over(self) -> bool:
+        return False
+
+    def ending(self) -> bool:
         return False
 
     def result(self) -> _T:

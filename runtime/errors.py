@@ -7,7 +7,8 @@ Each message names the thing, its value and the limit; the hint is a command or 
     ├── ConfigError              3    configuration, manifest-independent settings
     ├── BundleError              4    the bundle on disk: missing, damaged, unknown schema
     ├── EngineError              4    an engine that cannot run or failed while running
-    │   └── BusyError                 its queue is full
+    │   ├── BusyError                 its queue is full
+    │   └── DeviceLostError           its device is gone for this process
     ├── ExportError              4    a checkpoint that cannot be exported
     ├── InputError               2    a prompt, an image, an argument of a request
     │   ├── ImageError
@@ -86,6 +87,10 @@ class EngineError(VlmError):
 
 class BusyError(EngineError):
     """A session whose queue is full; the request was not taken and may be made again later."""
+
+
+class DeviceLostError(EngineError):
+    """The device of an engine is lost: whatever is asked of it in this process fails; start a new one."""
 
 
 class ExportError(VlmError):

@@ -11,8 +11,8 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.images import load_image
-from runtime.pipeline import Picture
 from runtime.prompt import ImagePart
+from runtime.request import Picture
 from runtime.sources import sample_video
 from runtime.sources.video import frame_indices
 from runtime.tiling import TileLayout, TilingSpec, layouts_for, plain_layout

@@ -86,13 +86,13 @@ class Sampler:
         peak = self._check(logits)
         scores = self.filtered(logits, allowed)
         token_id = int(np.argmax(scores)) if self._params.temperature == 0.0 else self._draw(scores)
-        self._passed(token_id)
+        self.passed(token_id)
         return token_id, float(logits[token_id]) - peak - _log_total(logits, peak)
 
     def follow(self, logits: Logits, token_id: int) -> float:
         """A token that comes without being drawn, in place of `sample`: its logprob; counts as a step and as seen."""
         peak = self._check(logits)
-        self._passed(token_id)
+        self.passed(token_id)
         return float(logits[token_id]) - peak - _log_total(logits, peak)
 
     def top(self, logits: Logits) -> tuple[tuple[int, float], ...]:
@@ -131,7 +131,8 @@ class Sampler:
         scores = _top_p(scores, self._params.top_p)
         return _min_p(scores, self._params.min_p)
 
-    def _passed(self, token_id: int) -> None:
+    def passed(self, token_id: int) -> None:
+        """A token that something else chose from these draws: it counts as a step and as seen."""
         self._step += 1
         if self._seen is not None:
             self._seen[token_id] = True

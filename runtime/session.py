@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Literal
 from runtime.answer_job import AnswerJob
 from runtime.bundle import Bundle, Manifest, Verify, load_bundle
 from runtime.clock import StageClock
+from runtime.constraint import Constraint
 from runtime.decoder import CudaOptions
 from runtime.engine import Owner
 from runtime.errors import ClosedError, UsageError
 from runtime.memory import MemoryReport
 from runtime.pictures import Color, ImageLike, VideoLike, lay_out, take_pictures
-from runtime.pipeline import Pipeline, Request, check_request
+from runtime.pipeline import Pipeline, Units
 from runtime.prompt import Message
+from runtime.request import Request, check_request
+from runtime.scheduling import Share
 from runtime.slots import KvCache
 from runtime.startup import DecoderChoice, open_pipeline
 from runtime.text_stream import Channel, Control, TextStream
@@ -41,6 +44,9 @@ _NS_PER_S = 1_000_000_000
 
 class Session:
     """One loaded model. Any thread may ask; one thread of its own answers, in the order of asking.
+
+    Opened with ``parallel`` above 1 it writes that many answers at once, token by token: those with the highest
+    priority, and among equals each by its weight.
 
     An OpenCV frame is BGR: say so.
 
@@ -78,6 +84,7 @@ class Session:
         threads: int | None = None,
         verify: Verify = "cached",
         chats: int = 1,
+        parallel: int = 1,
         max_pending: int = MAX_PENDING_DEFAULT,
         cuda: CudaOptions | None = None,
     ) -> Session:
@@ -85,17 +92,19 @@ class Session:
 
         decoder: "onnx", "cuda", or "auto" (the fastest that the bundle has and this machine can run). threads: of the
         CPU engines, None for what suits the machine. verify: "cached" hashes files that changed since they were last
-        hashed, "full" all of them, "none" nothing. chats: conversations whose KV cache is kept at the same time (each
-        costs the memory of ``max_seq_len`` positions). max_pending: requests that may wait; one more gets a
-        BusyError. cuda: settings of the decoder "cuda". Raises BundleError, EngineError, MemoryLimitError (before
-        anything large is allocated).
+        hashed, "full" all of them, "none" nothing. chats: conversations whose KV cache is kept at the same time;
+        parallel: answers that are written at once (each of both costs the memory of ``max_seq_len`` positions).
+        max_pending: requests that may wait; one more gets a BusyError. cuda: settings of the decoder "cuda". Raises
+        BundleError, EngineError, MemoryLimitError (before anything large is allocated).
         """
         if chats < 0:
             raise UsageError(f"chats is {chats}, the least is 0")
         loaded = load_bundle(bundle, verify)
-        owner = Owner(max_pending=max_pending)
+        owner = Owner(max_pending=max_pending, parallel=parallel)
         try:
-            pipeline = owner.call(lambda: open_pipeline(loaded, decoder, threads=threads, slots=1 + chats, cuda=cuda))
+            pipeline = owner.call(
+                lambda: open_pipeline(loaded, decoder, threads=threads, answers=parallel, chats=chats, cuda=cuda)
+            )
         except BaseException:
             owner.close()
             raise
@@ -138,16 +147,21 @@ class Session:
         max_new_tokens: int | None = None,
         deadline_s: float | None = None,
         on_delta: Callable[[Delta], object] | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        constraint: Constraint | None = None,
     ) -> TextStream:
         """Ask, and read the answer while it is written.
 
         prompt: the user's question, or a conversation of messages that ends with one and places ``images`` itself.
-        video: a path or URI of a video, or a list of images; as many frames as the model was trained with are taken
-        at equal distances and stand behind ``images``. system: replaces the model's default system message. params:
+        video: a path or URI of a video, or a list of images; as many frames as the model was trained with are taken at
+        equal distances and stand behind ``images``. system: replaces the model's default system message. params:
         sampling, end conditions; ``max_new_tokens`` overrides the one in it. deadline_s: seconds from now, then the
         answer ends with finish_reason "deadline". on_delta: called with each `Delta` on the session's thread; the
-        deltas then go nowhere else. Raises ImageError, PromptError, InputError, BusyError, ClosedError here; what
-        goes wrong later is raised by reading (DeadlineError when not even one token came in time).
+        deltas then go nowhere else. priority, weight: higher priorities go first, among equals each gets units of work
+        by its weight. constraint: the form that the answer must have (`runtime.constraint`). Raises ImageError,
+        PromptError, InputError, BusyError, ClosedError here; what goes wrong later is raised by reading (DeadlineError
+        when not even one token came in time).
         """
         return self._stream(
             single_turn(self._pipeline, prompt, system),
@@ -157,6 +171,8 @@ class Session:
             params=_merged(params, max_new_tokens),
             deadline_s=deadline_s,
             on_delta=on_delta,
+            share=Share(priority, weight),
+            constraint=constraint,
         )
 
     def generate(
@@ -170,11 +186,22 @@ class Session:
         params: GenerationParams | None = None,
         max_new_tokens: int | None = None,
         deadline_s: float | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        constraint: Constraint | None = None,
     ) -> Answer:
         """Ask and wait for the whole answer. Arguments and errors are those of `stream`."""
-        merged = _merged(params, max_new_tokens)
-        turn = single_turn(self._pipeline, prompt, system)
-        return self._stream(turn, images, video=video, color=color, params=merged, deadline_s=deadline_s).answer()
+        stream = self._stream(
+            single_turn(self._pipeline, prompt, system),
+            images,
+            video=video,
+            color=color,
+            params=_merged(params, max_new_tokens),
+            deadline_s=deadline_s,
+            share=Share(priority, weight),
+            constraint=constraint,
+        )
+        return stream.answer()
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation whose turns share one KV cache. Raises UsageError when opened with ``chats=0``."""
@@ -193,6 +220,9 @@ class Session:
         every_frame: bool = False,
         params: GenerationParams | None = None,
         max_new_tokens: int | None = None,
+        priority: int = 0,
+        weight: float = 1.0,
+        constraint: Constraint | None = None,
     ) -> Watch:
         """Caption a camera or a video: one `Caption` per newest frame, or per frame with ``every_frame``.
 
@@ -204,7 +234,8 @@ class Session:
         self._check_open()
         merged = _merged(params, max_new_tokens)
         check_request(merged, None)
-        return Watch(self, source, prompt, every_frame=every_frame, params=merged)
+        share = Share(priority, weight)
+        return Watch(self, source, prompt, every_frame=every_frame, params=merged, share=share, constraint=constraint)
 
     def wall_time_ns(self, t_ns: int) -> int:
         """Wall-clock ns since 1970 of an instant of this session."""
@@ -240,6 +271,8 @@ class Session:
         params: GenerationParams,
         deadline_s: float | None = None,
         on_delta: Callable[[Delta], object] | None = None,
+        share: Share,
+        constraint: Constraint | None = None,
     ) -> TextStream:
         """The life of a frame, stage by stage; what can be refused is refused before it queues."""
         self._check_open()
@@ -253,32 +286,30 @@ class Session:
         with clock.stage("prompt"):  # before the engines run: a prompt that does not fit costs nothing
             messages = turn.messages(shown)
             encoded = pipeline.encode(messages, [picture.layout for picture in pictures])
-        request = Request(params, control, clock, pictures, messages, encoded)
+            matcher = None if constraint is None else pipeline.matcher(constraint, params, encoded)
+        request = Request(params, control, clock, pictures, messages, encoded, matcher)
 
-        def stages(cache: KvCache) -> Iterator[Delta]:  # on the owner thread
-            unseen = list(dict.fromkeys(pictures))
-            with clock.stage("preprocess"):
-                tiles = [pipeline.preprocess(picture) for picture in unseen]
-            with clock.stage("vision"):
-                pipeline.see(unseen, tiles)
+        def stages(cache: KvCache) -> Units:  # on the owner thread; between two units others have their turns
+            yield from pipeline.see(request)  # stages preprocess, vision: a unit each picture
             with clock.stage("fusion"):
                 fused = pipeline.fuse(request, cache)
-            with clock.stage("prefill"):
-                logits = pipeline.prefill(request, cache, fused)
-            yield from pipeline.write(request, cache, logits)  # stages sample, detokenize, decode, in turn
+            logits = yield from pipeline.prefill(request, cache, fused)  # stage prefill: a unit each chunk
+            return (yield from pipeline.write(request, cache, logits))  # stages sample, detokenize, decode: each token
 
-        return self._submit(request, stages, turn, on_delta)
+        return self._submit(request, stages, turn, share, on_delta)
 
     def _submit(
         self,
         request: Request,
-        stages: Callable[[KvCache], Iterator[Delta]],
+        stages: Callable[[KvCache], Units],
         turn: Turn,
+        share: Share,
         on_delta: Callable[[Delta], object] | None,
     ) -> TextStream:
         """Stage "sink": deltas go to the stream's reader or to the callback."""
         channel = Channel(request.control, on_delta, owner_thread=self._owner.thread_id)
-        job = AnswerJob(request, channel, stages, lend=turn.lend, commit=turn.commit, fail=self._pipeline.slots.release)
+        slots = self._pipeline.slots
+        job = AnswerJob(request, channel, stages, share=share, slots=slots, lend=turn.lend, commit=turn.commit)
         self._owner.submit(job)
         turn.begun(channel)
         return TextStream(channel, self._owner.sweep, keep=self)

@@ -17,13 +17,20 @@ DecoderChoice = Literal["auto", "onnx", "cuda"]
 
 
 def open_pipeline(
-    bundle: Bundle, decoder: DecoderChoice, *, threads: int | None, slots: int, cuda: CudaOptions | None = None
+    bundle: Bundle,
+    decoder: DecoderChoice,
+    *,
+    threads: int | None,
+    answers: int,
+    chats: int,
+    cuda: CudaOptions | None = None,
 ) -> Pipeline:
     """Engines for a checked bundle; what was opened is closed again when a later one fails.
 
-    Raises MemoryLimitError before anything large is opened.
+    ``answers``, ``chats``: KV slots for single answers and for conversations. Raises MemoryLimitError before anything
+    large is opened.
     """
-    options = cuda or CudaOptions()
+    options, slots = cuda or CudaOptions(), answers + chats
     with ExitStack() as stack:
         found = find_device(bundle, decoder, options)
         if found is not None:
@@ -35,7 +42,7 @@ def open_pipeline(
         stack.callback(text.close)
         vision = open_vision(bundle, threads=threads)
         stack.callback(vision.close)
-        pipeline = Pipeline(bundle, encoder, vision, text, slots)
+        pipeline = Pipeline(bundle, encoder, vision, text, slots=slots, answers=answers)
         stack.pop_all()
     return pipeline
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from runtime.errors import PromptError
 from runtime.pictures import Shown
-from runtime.pipeline import Picture, Pipeline, Request
+from runtime.pipeline import Pipeline
 from runtime.prompt import ImagePart, Message
+from runtime.request import Picture, Request
 from runtime.slots import KvCache
 from runtime.text_stream import Channel
 
@@ -53,7 +54,7 @@ class Turn:
 
 
 def single_turn(pipeline: Pipeline, prompt: str | Sequence[Message], system: str | None) -> Turn:
-    """A question, or a conversation that ends with one, on the slot for single answers."""
+    """A question, or a conversation that ends with one, on a slot for single answers."""
     if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes)) and prompt:
         if system is not None:
             raise PromptError("system is given, and a conversation too", hint='begin it with Message("system", …)')

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from runtime.constraint import Constraint
+from runtime.scheduling import Share
 from runtime.text_stream import TextStream
 from runtime.types import Answer, CaptureKind, Delta, Frame, GenerationParams
 
@@ -114,10 +116,14 @@ class Watch:
         *,
         every_frame: bool,
         params: GenerationParams,
+        share: Share,
+        constraint: Constraint | None,
     ) -> None:
         self._session = session
         self._prompt = prompt
         self._params = params
+        self._share = share
+        self._constraint = constraint
         self._source = _opened(source, every_frame)
         self._frames = iter(self._source)
         self._finalizer = weakref.finalize(self, self._source.close)
@@ -150,7 +156,14 @@ class Watch:
         skipped = max(0, frame.seq - self._last_seq - 1)
         self._last_seq = frame.seq
         self.frames_skipped += skipped
-        stream = self._session.stream(self._prompt, images=[frame], params=self._params)
+        stream = self._session.stream(
+            self._prompt,
+            images=[frame],
+            params=self._params,
+            priority=self._share.priority,
+            weight=self._share.weight,
+            constraint=self._constraint,
+        )
         self._caption = Caption(frame, skipped, stream)
         return self._caption
 

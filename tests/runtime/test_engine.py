@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from runtime.engine import Owner
 from runtime.errors import BusyError, ClosedError, UsageError
+from runtime.scheduling import Share
 
 
 class Step:
-    """A job that waits for its gate, if it has one, and notes what happens to it."""
+    """A job of two units that waits for its gate, if it has one, and notes what happens to it."""
 
-    def __init__(self, log: list[str], name: str, *, gate: threading.Event | None = None) -> None:
-        self.log, self.name, self.gate = log, name, gate
+    def __init__(
+        self, log: list[str], name: str, *, gate: threading.Event | None = None, share: Share | None = None
+    ) -> None:
+        self.log, self.name, self.gate, self.share = log, name, gate, share or Share()
         self.started, self.ended = threading.Event(), threading.Event()
         self.is_over = False
+        self.units = 2
 
-    def run(self, between: Callable[[], None]) -> None:
+    def step(self, alone: bool) -> bool:
         self.started.set()
-        if self.gate is not None:
+        if self.gate is not None and self.units == 2:
             self.gate.wait(10)
-        between()
+        self.units -= 1
+        if self.units:
+            return True
         self.log.append(self.name)
         self.ended.set()
+        return False
 
     def stop(self) -> None:
         self.log.append(f"stop {self.name}")
@@ -37,6 +43,9 @@ class Step:
 
     def over(self) -> bool:
         return self.is_over
+
+    def ending(self) -> bool:
+        return False
 
 
 def test_jobs_run_in_order_on_one_thread() -> None:

@@ -6,8 +6,10 @@ import gc
 
 import numpy as np
 
-from runtime.slots import ANSWER_SLOT, KvCache, SlotPool
+from runtime.slots import KvCache, SlotPool
 from tests.runtime.fakes import HIDDEN, FakeDecoder
+
+ANSWER_SLOT = 0
 
 
 def pool_of(slots: int) -> tuple[FakeDecoder, SlotPool]:

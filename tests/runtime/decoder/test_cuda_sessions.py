@@ -105,7 +105,7 @@ def session(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> Itera
 
 def check_answer_slot(session: Session) -> None:
     """The cache's list of tokens is as long as what the decoder holds."""
-    assert len(session._pipeline.slots._answer.ids) == decoder_of(session).length(0)
+    assert len(session._pipeline.slots._answers[0].ids) == decoder_of(session).length(0)
 
 
 @pytest.mark.parametrize("params", [GenerationParams(), FILTERED], ids=["greedy", "filtered"])
