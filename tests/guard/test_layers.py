@@ -42,6 +42,7 @@ ALLOWED = {
 HOMES = {
     "cv2": ("runtime/sources/", "runtime/drawing", "models/video_file"),
     "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
+    "llguidance": ("runtime/constraints/",),
     "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
     "cuda": ("kernels/driver/",),
     "pycuda": ("kernels/driver/",),
