@@ -146,10 +146,10 @@ class NextTokens:
         if self._matcher is None:
             token_id, logprob = self._sampler.sample(logits)
             return Chosen(token_id, logprob, self._sampler.top(logits))
-        token_id, logprob = self._sampler.sample(logits, self._matcher.allowed())
-        if token_id not in self._stop_ids:
-            self._matcher.push(token_id)
-        return Chosen(token_id, logprob, self._sampler.top(logits))
+        while True:  # a token that leaves no room for the end of the form is refused, a few times at most
+            token_id, logprob = self._sampler.sample(logits, self._matcher.allowed())
+            if token_id in self._stop_ids or self._matcher.push(token_id):
+                return Chosen(token_id, logprob, self._sampler.top(logits))
 
     def _followed(self, logits: Logits, token_id: int) -> Chosen:
         assert self._matcher is not None, "nothing forces a token without a form"
