@@ -71,6 +71,7 @@ class _Texts:
                     changed |= self._settle(node)
 
     def of(self, node: Mapping[str, Any]) -> bytes | None:
+        """The text of one of `nodes`."""
         return self._texts.get(id(node))
 
     def member(self, node: Mapping[str, Any], key: str) -> bytes | None:
@@ -91,7 +92,7 @@ class _Texts:
         for keyword in ("anyOf", "oneOf"):
             if keyword in node:
                 known = [text for text in map(self.of, node[keyword]) if text is not None]
-                return min(known, key=len, default=None)
+                return min(known, key=len) if known else None
         if node["type"] == "object":
             needed = [key for key in node.get("properties", ()) if key in node.get("required", ())]
             members = [self.member(node, key) for key in needed]
@@ -106,7 +107,8 @@ class _Texts:
             return b"true" if kind == "boolean" else b"null"
         if kind == "string" and not {"pattern", "format"} & set(node):
             return b'"' + b"a" * node.get("minLength", 0) + b'"'
-        return self._find(node)
+        found: bytes | None = self._find(node)
+        return found
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
