@@ -65,6 +65,7 @@ class Owner:
         self._running: Rota[Job] = Rota()
         self._closed = False
         self._lost: tuple[str, str | None] | None = None
+        self.units = 0  # done so far; any thread may look
         self._at_exit: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -135,6 +136,7 @@ class Owner:
         """One unit of one job; an error that costs the engines their device ends the others too."""
         try:
             going = job.step(alone)
+            self.units += 1
         except DeviceLostError as error:
             self._lost = (error.message, error.hint)
             going = False

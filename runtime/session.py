@@ -131,6 +131,11 @@ class Session:
         return MemoryReport(tuple(sorted(self._owner.call(self._pipeline.memory), key=lambda use: -use.bytes)))
 
     @property
+    def steps(self) -> int:
+        """Units of work done so far (a picture, a chunk of a prompt, a token); who watches it tells work from a hang."""
+        return self._owner.units
+
+    @property
     def closed(self) -> bool:
         """Whether close was called."""
         return not self._finalizer.alive

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from kernels.errors import StickyError
 from runtime.captiond.asks import Ask, AskDelta, AskResult, ConstraintSpec, TokenChance
 from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.messages import EngineFacts
 from runtime.captiond.engine.server import Pixels
 from runtime.constraint import Constraint
 from runtime.decoder.options import CudaOptions
-from runtime.errors import InputError
+from runtime.errors import DeviceLostError, InputError
 from runtime.prompt import ImagePart, Message
 from runtime.session import Session
 from runtime.text_stream import TextStream
@@ -81,12 +80,7 @@ class SessionModel:
 
     def fatal(self, error: BaseException) -> bool:
         """Whether the device is lost: nothing on it works until another process opens it."""
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, StickyError):
-                return True
-            seen = seen.__cause__
-        return False
+        return isinstance(error, DeviceLostError)
 
 
 class Answer:

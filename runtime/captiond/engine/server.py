@@ -79,11 +79,11 @@ class Server:
     async def serve(self, end: socket.socket) -> bool:
         """Until the daemon hangs up (True) or the model cannot go on (False)."""
         self._connection = Connection(end, self._heard, self._hung_up)
-        alive = asyncio.create_task(self._alive())
+        self._keep(asyncio.create_task(self._alive()))
         try:
             return await self._over
         finally:
-            for task in [alive, *self._tasks]:
+            for task in list(self._tasks):
                 task.cancel()
             await self._flush()
             self._connection.close()
@@ -203,9 +203,10 @@ class Server:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - handed over to whoever asked
-            self._send({"type": "error", "ask": number, **messages.error_values(error)})
             if self._model is not None and self._model.fatal(error):
-                self._give_up(error)
+                self._give_up(error)  # it is no fault of this question: the daemon sees what becomes of it
+            else:
+                self._send({"type": "error", "ask": number, **messages.error_values(error)})
         finally:
             del self._running[number]
 
