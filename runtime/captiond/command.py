@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
     from runtime.captiond.daemon import Daemon
     from runtime.captiond.logs import configure_logs
 
-    configure_logs(config.log.level, sys.stderr)
-    daemon = Daemon(config, lambda: configuration(options), os.environ)
+    redactor = configure_logs(config.log.level, sys.stderr)
+    daemon = Daemon(config, lambda: configuration(options), os.environ, redactor)
     return asyncio.run(daemon.run())
 
 
