@@ -9,6 +9,7 @@
 | ``photo.jpg``, ``"photos/*.png"``, ``photos/`` | each picture once | the same: pictures wait |
 | ``film.mp4``, ``file:///data/film.mp4`` | each frame | at the file's speed, newest frame wins |
 | ``synthetic://?seed=7&width=640&height=480&fps=10&frames=100`` | a rendered film | at its fps, newest frame wins |
+| ``rosbag:///data/run1?topic=/camera/image`` | the images of a ROS 1 or 2 bag | as recorded, newest frame wins |
 | ``<scheme>://…`` (csi, v4l2, rtsp …; ``/dev/video0`` is v4l2) | what its package says | newest frame wins |
 
 A package brings a scheme by an entry point of the group ``vlm.sources``: its name is the scheme, its object is a
@@ -24,8 +25,10 @@ from runtime.errors import SourceError
 from runtime.images.files import picture_format
 from runtime.sources.containers import HEAD_BYTES, container_of
 from runtime.sources.newest import NewestFrames
+from runtime.sources.opencv import MAX_FRAME_PIXELS
 from runtime.sources.pictures import PictureSource, is_glob, picture_paths
 from runtime.sources.registry import SourceOptions, open_registered
+from runtime.sources.rosbag import RosbagSource
 from runtime.sources.source import Clock, FrameSource, Source
 from runtime.sources.synthetic import SyntheticSource
 from runtime.sources.uri import SourceUri, parse_uri, without_credentials
@@ -38,6 +41,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "open_source",
+    "open_unbuffered",
     "sample_video",
     "without_credentials",
 ]
@@ -52,18 +56,33 @@ def open_source(
     thread of their own and a reader gets the newest frame. loop: begin again at the end. clock: for tests. Raises
     SourceError that names the source, without its credentials.
     """
-    parsed = parse_uri(uri)
-    raw: Source
-    if parsed.scheme == "file":
-        raw = _open_path(parsed, every_frame, loop, clock)
-    elif parsed.scheme == "synthetic":
-        raw = SyntheticSource(parsed, every_frame=every_frame, loop=loop, clock=clock)
-    else:
-        raw = open_registered(parsed, SourceOptions(every_frame=every_frame, loop=loop))
+    raw = open_unbuffered(uri, every_frame=every_frame, loop=loop, clock=clock)
     return NewestFrames(raw) if raw.live and not every_frame else raw
 
 
-def _open_path(uri: SourceUri, every_frame: bool, loop: bool, clock: Clock | None) -> Source:
+def open_unbuffered(
+    uri: str | os.PathLike[str],
+    *,
+    every_frame: bool = False,
+    loop: bool = False,
+    clock: Clock | None = None,
+    max_pixels: int = MAX_FRAME_PIXELS,
+) -> Source:
+    """`open_source` for a reader that keeps up and has a place for the newest frame itself: no thread, no mailbox.
+
+    max_pixels: videos with larger frames are refused before one is delivered.
+    """
+    parsed = parse_uri(uri)
+    if parsed.scheme == "file":
+        return _open_path(parsed, every_frame, loop, clock, max_pixels)
+    if parsed.scheme == "synthetic":
+        return SyntheticSource(parsed, every_frame=every_frame, loop=loop, clock=clock)
+    if parsed.scheme == "rosbag":
+        return RosbagSource(parsed, every_frame=every_frame, loop=loop, clock=clock, max_pixels=max_pixels)
+    return open_registered(parsed, SourceOptions(every_frame=every_frame, loop=loop))
+
+
+def _open_path(uri: SourceUri, every_frame: bool, loop: bool, clock: Clock | None, max_pixels: int) -> Source:
     path = Path(uri.path)
     if path.is_dir() or is_glob(str(path)):
         return PictureSource(uri.name, picture_paths(str(path)), loop=loop, clock=clock)
@@ -71,7 +90,7 @@ def _open_path(uri: SourceUri, every_frame: bool, loop: bool, clock: Clock | Non
     if picture_format(head):
         return PictureSource(uri.name, [path], loop=loop, clock=clock)
     if container_of(head):
-        return VideoSource(path, uri.name, every_frame=every_frame, loop=loop, clock=clock)
+        return VideoSource(path, uri.name, every_frame=every_frame, loop=loop, clock=clock, max_pixels=max_pixels)
     what = "an empty file" if not head else "neither a picture nor a video of a known format"
     raise SourceError(
         f"{path}: {what}", hint="pictures: JPEG, PNG, WebP, BMP, GIF; videos: MP4, MKV, AVI, MPEG and others"

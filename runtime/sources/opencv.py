@@ -19,8 +19,9 @@ _DAMAGED = "play it with another program; if that fails too, copy or convert it 
 class Capture:
     """One pass over a video file, frame by frame. Rotation of the container is applied."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> None:
         self._path = path
+        self._max_pixels = max_pixels
         self._cv2 = load_cv2()
         self._capture = self._open()
         self.fps = self._rate()
@@ -61,10 +62,10 @@ class Capture:
 
     def _checked(self, capture: Any) -> Any:
         width, height = (int(capture.get(n)) for n in (self._cv2.CAP_PROP_FRAME_WIDTH, self._cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > MAX_FRAME_PIXELS:
+        if width * height > self._max_pixels:
             capture.release()
             raise SourceError(
-                f"{self._path}: frames of {width}x{height} px, the limit is {MAX_FRAME_PIXELS:,} pixels",
+                f"{self._path}: frames of {width}x{height} px, the limit is {self._max_pixels:,} pixels",
                 hint="scale the video down first",
             )
         capture.set(self._cv2.CAP_PROP_ORIENTATION_AUTO, 1)

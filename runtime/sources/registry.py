@@ -10,7 +10,7 @@ from runtime.sources.source import Source
 from runtime.sources.uri import SourceUri
 
 GROUP = "vlm.sources"
-BUILT_IN = ("file", "synthetic")
+BUILT_IN = ("file", "rosbag", "synthetic")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import InputError, SourceError
 from runtime.sources.containers import missing_bytes
-from runtime.sources.opencv import Capture, check_video
+from runtime.sources.opencv import MAX_FRAME_PIXELS, Capture, check_video
 from runtime.sources.pictures import picture_paths
 from runtime.sources.source import Clock, FrameSource, Pace
 from runtime.sources.uri import parse_uri
@@ -32,14 +32,22 @@ class VideoSource(FrameSource):
     """
 
     def __init__(
-        self, path: Path, name: str, *, every_frame: bool = True, loop: bool = False, clock: Clock | None = None
+        self,
+        path: Path,
+        name: str,
+        *,
+        every_frame: bool = True,
+        loop: bool = False,
+        clock: Clock | None = None,
+        max_pixels: int = MAX_FRAME_PIXELS,
     ) -> None:
         super().__init__(name, live=not every_frame, clock=clock)
         check_video(path)
         self._path = path
+        self._max_pixels = max_pixels
         self._loop = loop
         self._missing_bytes = missing_bytes(path)
-        self._capture: Capture | None = Capture(path)
+        self._capture: Capture | None = Capture(path, max_pixels)
         self._pace = None if every_frame else Pace(self._capture.fps, self._clock)
         self._seq = 0
         self._round_start = 0
@@ -76,7 +84,7 @@ class VideoSource(FrameSource):
         if not self._loop or self._stop.is_set():
             return None
         self._round_start = self._seq
-        self._capture = Capture(self._path)
+        self._capture = Capture(self._path, self._max_pixels)
         self._pending = self._read()
         return self._next() if self._pending else None
 

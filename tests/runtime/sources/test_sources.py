@@ -232,7 +232,7 @@ def test_an_unknown_scheme_names_what_is_known_and_what_to_install(uri: str, mon
     with pytest.raises(SourceError) as caught:
         open_source(uri)
     text = str(caught.value)
-    assert "known are file://, synthetic://" in text and "vlm.sources" in text and "pass@" not in text
+    assert "known are file://, rosbag://, synthetic://" in text and "vlm.sources" in text and "pass@" not in text
 
 
 def test_remote_files_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""RTSP and Video4Linux cameras through OpenCV."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from runtime.captiond.capture import ffmpeg
+from runtime.captiond.capture.delivery import Delivery, stamped
+from runtime.captiond.capture.failures import CaptureFailed
+from runtime.captiond.capture.pipelines import device_of
+from runtime.captiond.capture.plan import Plan
+
+READ_TIMEOUT_S = 5.0
+_MAX_UNDECODED = 300
+_FPS_RANGE = (0.1, 1000.0)
+_LARGE_PX = 640 * 480
+
+
+def run(plan: Plan, delivery: Delivery) -> None:
+    """Deliver frames until the stream ends, which for a camera is a failure."""
+    import cv2
+
+    capture = _camera(cv2, plan) if plan.scheme == "v4l2" else _stream(cv2, plan)
+    try:
+        size = [int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+        delivery.opened(size[0], size[1], _rate(cv2, capture), plan.scheme)
+        ffmpeg.silence()
+        _deliver(cv2, capture, plan, delivery)
+    finally:
+        capture.release()
+
+
+def _deliver(cv2: Any, capture: Any, plan: Plan, delivery: Delivery) -> None:
+    undecoded = 0
+    while undecoded < _MAX_UNDECODED:
+        began = time.monotonic()
+        if not capture.grab():
+            waited = time.monotonic() - began
+            if waited >= 0.9 * READ_TIMEOUT_S:
+                raise CaptureFailed("timeout", f"{plan.uri}: no frame for {waited:.1f} s")
+            raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
+        t_ns, kind = stamped(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6 if plan.scheme == "v4l2" else 0.0)
+        whole, bgr = capture.retrieve()
+        if not whole or bgr is None or bgr.size == 0:
+            undecoded += 1
+            continue
+        undecoded = 0
+        delivery.deliver(bgr, bgr=True, t_capture_ns=t_ns, kind=kind)
+    raise CaptureFailed("damaged", f"{plan.uri}: {_MAX_UNDECODED} frames in a row cannot be decoded")
+
+
+def _stream(cv2: Any, plan: Plan) -> Any:
+    parts = urlsplit(plan.uri)
+    if not parts.hostname or any(character in plan.uri for character in "\r\n\0 "):
+        raise CaptureFailed("unsupported", f"{plan.uri!r}: not the address of a stream")
+    layers = {"rtsp": "rtsp,rtp,rtcp,tcp,udp", "rtsps": "rtsps,rtsp,rtp,rtcp,tls,tcp,udp"}[plan.scheme]
+    ffmpeg.permit(layers, rtsp_transport=plan.transport, allowed_media_types="video")
+    timeouts = [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        round(plan.open_timeout_s * 1000),
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        round(READ_TIMEOUT_S * 1000),
+    ]
+    began = time.monotonic()
+    capture, said = ffmpeg.heard(lambda: cv2.VideoCapture(_with_credentials(plan), cv2.CAP_FFMPEG, timeouts))
+    if not capture.isOpened():
+        raise ffmpeg.failure(plan.uri, said, time.monotonic() - began, plan.open_timeout_s)
+    return capture
+
+
+def _with_credentials(plan: Plan) -> str:
+    if plan.user is None:
+        return plan.uri
+    parts = urlsplit(plan.uri)
+    userinfo = f"{quote(plan.user, safe='')}:{quote(plan.password or '', safe='')}"
+    return parts._replace(netloc=f"{userinfo}@{parts.netloc}").geturl()
+
+
+def _camera(cv2: Any, plan: Plan) -> Any:
+    device = device_of(plan.uri)
+    wanted: list[int] = []
+    if (plan.width or 0) * (plan.height or 0) > _LARGE_PX:  # USB carries larger pictures as JPEG alone
+        wanted += [cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG")]
+    for what, value in (
+        (cv2.CAP_PROP_FRAME_WIDTH, plan.width),
+        (cv2.CAP_PROP_FRAME_HEIGHT, plan.height),
+        (cv2.CAP_PROP_FPS, None if plan.fps is None else round(plan.fps)),
+    ):
+        wanted += [] if value is None else [what, value]
+    check_device(device)
+    capture, _ = ffmpeg.heard(lambda: cv2.VideoCapture(device, cv2.CAP_V4L2, wanted))
+    if not capture.isOpened():
+        raise CaptureFailed(
+            "busy", f"{device}: no camera that can be opened", hint="close what else uses it: fuser -v " + device
+        )
+    return capture
+
+
+def check_device(device: str) -> None:
+    """Raises CaptureFailed for a device that is not there, may not be read, or is none."""
+    try:
+        mode = Path(device).stat().st_mode
+        if not stat.S_ISCHR(mode):
+            raise CaptureFailed("unsupported", f"{device}: not a camera device")
+        os.close(os.open(device, os.O_RDWR | os.O_NONBLOCK))
+    except FileNotFoundError:
+        raise CaptureFailed("missing", f"{device}: there is no such device", hint="ls /dev/video*") from None
+    except PermissionError:
+        raise CaptureFailed("403", f"{device}: may not be opened", hint="sudo usermod -aG video <user>") from None
+    except OSError as problem:
+        raise CaptureFailed("busy", f"{device}: cannot be opened ({problem.strerror})") from None
+
+
+def _rate(cv2: Any, capture: Any) -> float | None:
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    return fps if math.isfinite(fps) and _FPS_RANGE[0] <= fps <= _FPS_RANGE[1] else None
