@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 import tempfile
 import time
@@ -11,10 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 Found = TypeVar("Found")
+# Runs in every page before its own scripts: what must not happen is written down.
+WITNESS = """
+window.witness = { alerts: [], violations: [], errors: [], addresses: 0 };
+for (const name of ["alert", "confirm", "prompt"]) window[name] = (text) => window.witness.alerts.push(String(text));
+addEventListener("securitypolicyviolation", (e) => window.witness.violations.push(`${e.violatedDirective} ${e.blockedURI}`));
+addEventListener("error", (e) => window.witness.errors.push(e.message ?? String(e.target)));
+addEventListener("unhandledrejection", (e) => window.witness.errors.push(String(e.reason)));
+const create = URL.createObjectURL, revoke = URL.revokeObjectURL;
+URL.createObjectURL = (blob) => (window.witness.addresses++, create.call(URL, blob));
+URL.revokeObjectURL = (address) => (window.witness.addresses--, revoke.call(URL, address));
+"""
 # Quiet: nothing but the page may ask the network for anything.
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -39,6 +49,7 @@ class Browser:
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
+        self.cdp("Page.addScriptToEvaluateOnNewDocument", {"source": WITNESS})
 
     def open(self, address: str, width: int = 1440, height: int = 900, dark: bool = False, phone: bool = False) -> None:
         """Load a page in a window of a given size, as a fresh visitor."""
@@ -62,6 +73,17 @@ class Browser:
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)
+
+    def witness(self) -> dict[str, Any]:
+        """What has happened in the page that must not: alerts, violations of its policy, errors; and the number of
+        object URLs that are not revoked."""
+        return dict(self.js("return window.witness"))
+
+    def clean(self) -> bool:
+        """Assert that nothing has gone wrong in the page."""
+        seen = self.witness()
+        assert (seen["alerts"], seen["violations"], seen["errors"], self.logs()) == ([], [], [], [])
+        return True
 
     def find(self, selector: str) -> Any:
         from selenium.webdriver.common.by import By
@@ -100,8 +122,6 @@ class Browser:
         found = []
         for entry in self.driver.get_log("performance"):
             if '"Network.requestWillBeSent"' in entry["message"]:
-                import json
-
                 found.append(json.loads(entry["message"])["message"]["params"]["request"]["url"])
         return found
 
@@ -133,12 +153,3 @@ def chromium() -> Iterator[Browser]:
             yield Browser(driver)
         finally:
             driver.quit()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with chromium() as opened:
-        yield opened

@@ -81,6 +81,9 @@ class StandIn:
         return f"http://127.0.0.1:{self.port}/"
 
     def close(self) -> None:
+        """Stop; a second time it does nothing."""
+        if self._loop.is_closed():
+            return
         self._do(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

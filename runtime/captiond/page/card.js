@@ -18,6 +18,8 @@ const STATES = {
 };
 
 export class Card {
+  static #cards = 0; // names make no element ids
+
   // `does`: what the buttons do: pause(source), edit(source), solo(source), view(source, key)
   constructor(source, does) {
     this.source = source;
@@ -48,7 +50,7 @@ export class Card {
 
   #label() {
     const name = shown(this.source.name);
-    const id = `camera-${this.source.name}`;
+    const id = `camera-${Card.#cards++}`;
     put($("bdi", this.name), name);
     this.name.id = id;
     this.element.setAttribute("aria-labelledby", id);
@@ -212,9 +214,11 @@ export class Card {
     let words = "";
     if (this.view === "captioned") words = caption ? `Frame ${count(caption.frame.seq)} · captioned` : "No caption yet";
     else if (this.hasFrames) {
-      const age = Number.isFinite(this.frame.ageMs) ? ` · ${seconds((this.frame.ageMs + nowMs - this.frame.atMs) / 1000)} old` : "";
-      const fps = Number.isFinite(this.source.facts.fps) ? ` · ${decimal(this.source.facts.fps)} fps` : "";
-      words = `${Number.isFinite(this.frame.seq) ? `Frame ${count(this.frame.seq)}` : "Live"}${age}${fps}`;
+      const parts = [];
+      if (Number.isFinite(this.frame.ageMs)) parts.push(`${seconds((this.frame.ageMs + nowMs - this.frame.atMs) / 1000)} old`);
+      if (Number.isFinite(this.frame.seq)) parts.push(`frame ${count(this.frame.seq)}`);
+      if (Number.isFinite(this.source.facts.fps)) parts.push(`${decimal(this.source.facts.fps)} fps`);
+      words = parts.join(" · ");
     }
     put($(".stamp", this.element), words);
   }
