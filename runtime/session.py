@@ -132,7 +132,7 @@ class Session:
 
     @property
     def steps(self) -> int:
-        """Units of work done so far (a picture, a chunk of a prompt, a token); who watches it tells work from a hang."""
+        """Units of work done so far (a picture, a chunk of a prompt, a token): they tell work from a hang."""
         return self._owner.units
 
     @property

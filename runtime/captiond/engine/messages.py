@@ -1,8 +1,8 @@
 """The nouns of `runtime.captiond.asks` as messages of `wire`, and back. Both ends use this page; neither knows numpy.
 
 To the engine: ``open`` (first), ``attach`` (a ring's file), ``detach``, ``ask`` (files of its shared images),
-``cancel``. From it: ``loading``, ``ready``, ``alive``, ``started``, ``delta``, ``result``, ``error``, ``failed`` (and it
-ends).
+``cancel``. From it: ``loading``, ``ready``, ``alive``, ``started``, ``delta``, ``result``, ``error``, ``failed``, with
+which it ends.
 """
 
 from __future__ import annotations
@@ -222,6 +222,6 @@ def _reading(message: Message) -> Iterator[None]:
     """What is missing in a message, or of another kind than it should be, is the peer's fault."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as problem:
         kind = message.get("type")
         raise WireError(f"the peer sent a message {kind!r} that cannot be read ({problem!r})") from problem
