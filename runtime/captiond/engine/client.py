@@ -106,6 +106,11 @@ class EngineClient:
         """The child, if there is one."""
         return None if self._life is None else self._life.pid
 
+    @property
+    def heard_ns(self) -> int:
+        """When the child last said anything; 0 without one."""
+        return 0 if self._life is None else self._life.heard_ns
+
     async def wait_answering(self) -> None:
         """Wait until a loaded engine is there."""
         while not self.answering:

@@ -53,7 +53,7 @@ class Life:
         self._settings = settings
         self._clock = clock
         self._listener = listener
-        self._began_ns = self._looked_ns = self._heard_ns = self._moved_ns = clock.now_ns()
+        self._began_ns = self._looked_ns = self.heard_ns = self._moved_ns = clock.now_ns()
         self._steps = 0
         self._death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self._process, end = EngineProcess.start(command)
@@ -112,7 +112,7 @@ class Life:
     def look(self, now_ns: int) -> None:
         """Called a few times a second: silence that lasts too long ends this life."""
         if now_ns - self._looked_ns > _STALLED_NS:
-            self._heard_ns = self._moved_ns = now_ns
+            self.heard_ns = self._moved_ns = now_ns
         self._looked_ns = now_ns
         if self._death.done():
             return
@@ -120,7 +120,7 @@ class Life:
             if now_ns - self._began_ns > self._settings.load_s * NS_PER_S:
                 self._kill("load", f"the engine did not load within {self._settings.load_s:g} s")
             return
-        silent_ns = now_ns - (self._moved_ns if self.running else self._heard_ns)
+        silent_ns = now_ns - (self._moved_ns if self.running else self.heard_ns)
         if silent_ns > self._settings.hang_s * NS_PER_S:
             doing = "no token" if self.running else "no sign of life"
             self._kill("hang", f"the engine gave {doing} for {silent_ns / NS_PER_S:.0f} s and was killed")
@@ -130,7 +130,7 @@ class Life:
     def _heard(self, message: dict[str, Any], files: list[int]) -> None:
         for file in files:
             os.close(file)
-        self._heard_ns = self._clock.now_ns()
+        self.heard_ns = self._clock.now_ns()
         handler = {
             "loading": self._loading,
             "ready": self._loaded,
@@ -158,10 +158,10 @@ class Life:
         steps = message.get("steps")
         if isinstance(steps, int) and steps != self._steps:
             self._steps = steps
-            self._moved_ns = self._heard_ns
+            self._moved_ns = self.heard_ns
 
     def _asked(self, message: Message) -> Asked | None:
-        self._moved_ns = self._heard_ns
+        self._moved_ns = self.heard_ns
         return self.running.get(messages.number_of(message))
 
     def _started(self, message: Message) -> None:
