@@ -25,7 +25,7 @@ _READERS: dict[str, Callable[[bytes, bool], RawPicture | CompressedPicture]] = {
     "sensor_msgs/msg/Image": read_image,
     "sensor_msgs/msg/CompressedImage": read_compressed,
 }
-_LONGEST_PAUSE_NS = 10_000_000_000
+_LONGEST_PAUSE_NS = 1_000_000_000
 _DAMAGED = "play it with ros2 bag, or record it again"
 
 
@@ -35,7 +35,7 @@ class RosbagSource(FrameSource):
     ``topic`` of the URI is needed where several topics have images. Accepted are rgb8, bgr8, rgba8, bgra8, mono8, nv12,
     yuv422 (UYVY) and yuv422_yuy2, and compressed JPEG and PNG. A message whose numbers do not fit its data raises
     ImageError when its turn comes, and reading on gives the one after it. Without ``every_frame`` they come as they
-    were recorded, pauses cut to 10 s. Raises SourceError for a bag that cannot be read.
+    were recorded, pauses cut to 1 s. Raises SourceError for a bag that cannot be read.
     """
 
     def __init__(
@@ -59,15 +59,14 @@ class RosbagSource(FrameSource):
         self._loop = loop
         self._max_pixels = max_pixels
         self._seq = 0
-        self._start: tuple[int, int] | None = None  # times of the first message: recorded, here
-        self._last_ns = 0
+        self._last: tuple[int, int] | None = None  # the last message: when it was recorded, when it was due here
         self._reader = self._open()
         self._messages = self._round()
 
     def _next(self) -> Frame | None:
         message = self._read()
         if message is None and self._loop and self._seq:
-            self._messages, self._start = self._round(), None
+            self._messages, self._last = self._round(), None
             message = self._read()
         if message is None:
             return None
@@ -125,10 +124,10 @@ class RosbagSource(FrameSource):
         now = self._clock.now_ns()
         if not self.live:
             return now
-        if self._start is None or not 0 <= recorded_ns - self._last_ns <= _LONGEST_PAUSE_NS:
-            self._start = (recorded_ns, now)  # the first one, or a jump
-        self._last_ns = recorded_ns
-        self._clock.wait_until(self._start[1] + recorded_ns - self._start[0], self._stop)
+        then, due = self._last or (recorded_ns, now)
+        due += min(max(0, recorded_ns - then), _LONGEST_PAUSE_NS)  # times may jump in both directions
+        self._last = (recorded_ns, max(due, now - _LONGEST_PAUSE_NS))
+        self._clock.wait_until(due, self._stop)
         return self._clock.now_ns()
 
 

@@ -77,6 +77,11 @@ class FrameSource(ABC):
         """The URI without credentials."""
         return self._name
 
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, of sources with a fixed rate."""
+        return None
+
     def __iter__(self) -> Iterator[Frame]:
         if self._stop.is_set():
             raise ClosedError(f"{self.name}: the source is closed", hint="open it again with open_source")

@@ -52,6 +52,11 @@ class SyntheticSource(FrameSource):
         self._seq = 0
         self._pictures = self._film()
 
+    @property
+    def fps(self) -> float | None:
+        """As the URI says."""
+        return self._fps
+
     def _next(self) -> Frame | None:
         if self._frames is not None and self._seq >= self._frames and not self._loop:
             return None

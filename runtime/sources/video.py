@@ -48,13 +48,19 @@ class VideoSource(FrameSource):
         self._loop = loop
         self._missing_bytes = missing_bytes(path)
         self._capture: Capture | None = Capture(path, max_pixels)
-        self._pace = None if every_frame else Pace(self._capture.fps, self._clock)
+        self._fps = self._capture.fps
+        self._pace = None if every_frame else Pace(self._fps, self._clock)
         self._seq = 0
         self._round_start = 0
         self._pending = self._read()
         if self._pending is None:
             self._capture.close()
             raise SourceError(f"{name}: a video without a readable frame", hint="play it with another program")
+
+    @property
+    def fps(self) -> float | None:
+        """As the container says; 25 where it says nothing."""
+        return self._fps
 
     def _next(self) -> Frame | None:
         pending = self._pending or self._read()

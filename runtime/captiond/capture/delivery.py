@@ -19,7 +19,7 @@ _MAX_STAMP_AGE_NS = 5_000_000_000
 
 
 class Delivery:
-    """Where a child's frames go. ``delivered`` counts them."""
+    """Where a child's frames go. ``delivered`` counts them; ``is_open``: `opened` was said."""
 
     def __init__(self, sock: socket.socket, ring: Ring, plan: Plan, cv2: Any) -> None:
         self._sock = sock
@@ -27,11 +27,13 @@ class Delivery:
         self._plan = plan
         self._cv2 = cv2
         self.delivered = 0
+        self.is_open = False
         sock.settimeout(_SAY_S)
 
     def opened(self, width: int, height: int, fps: float | None, what: str) -> None:
         """Say that the source is open. Raises CaptureFailed for frames above the limit."""
         self.check_size(width, height)
+        self.is_open = True
         self.say({"type": "opened", "width": width, "height": height, "fps": fps, "what": what})
 
     def check_size(self, width: int, height: int) -> None:

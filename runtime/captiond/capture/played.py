@@ -9,7 +9,7 @@ from runtime.captiond.capture.delivery import Delivery
 from runtime.captiond.capture.failures import CaptureFailed
 from runtime.captiond.capture.plan import Plan
 from runtime.errors import ImageError, SourceError
-from runtime.sources import Source, open_unbuffered
+from runtime.sources import FrameSource, Source, open_unbuffered
 from runtime.types import Frame
 
 _MAX_DAMAGED = 100
@@ -37,7 +37,8 @@ def run(plan: Plan, delivery: Delivery) -> None:
             for frame in _readable(source):
                 height, width = frame.rgb.shape[:2]
                 if not delivery.delivered:
-                    delivery.opened(width, height, None, plan.scheme)
+                    fps = source.fps if isinstance(source, FrameSource) else None
+                    delivery.opened(width, height, fps, plan.scheme)
                 delivery.deliver(frame.rgb, bgr=False, t_capture_ns=frame.t_capture_ns, kind=frame.t_capture_kind)
     except CaptureFailed:
         raise
