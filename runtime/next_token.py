@@ -147,8 +147,9 @@ class NextTokens:
             token_id, logprob = self._sampler.sample(logits)
             return Chosen(token_id, logprob, self._sampler.top(logits))
         while True:  # a token that leaves no room for the end of the form is refused, a few times at most
-            token_id, logprob = self._sampler.sample(logits, self._matcher.allowed())
+            token_id, logprob = self._sampler.choose(logits, self._matcher.allowed())
             if token_id in self._stop_ids or self._matcher.push(token_id):
+                self._sampler.passed(token_id)
                 return Chosen(token_id, logprob, self._sampler.top(logits))
 
     def _followed(self, logits: Logits, token_id: int) -> Chosen:

@@ -83,10 +83,15 @@ class Sampler:
         are in it. Raises EngineError for logits of another shape, with a NaN or +inf, or all -inf; InputError for an
         empty mask.
         """
+        token_id, logprob = self.choose(logits, allowed)
+        self.passed(token_id)
+        return token_id, logprob
+
+    def choose(self, logits: Logits, allowed: Allowed | None = None) -> tuple[int, float]:
+        """As `sample`, but the token may still be refused: it counts once `passed` is told of it."""
         peak = self._check(logits)
         scores = self.filtered(logits, allowed)
         token_id = int(np.argmax(scores)) if self._params.temperature == 0.0 else self._draw(scores)
-        self.passed(token_id)
         return token_id, float(logits[token_id]) - peak - _log_total(logits, peak)
 
     def follow(self, logits: Logits, token_id: int) -> float:
@@ -132,7 +137,7 @@ class Sampler:
         return _min_p(scores, self._params.min_p)
 
     def passed(self, token_id: int) -> None:
-        """A token that something else chose from these draws: it counts as a step and as seen."""
+        """A token was taken: it counts as a step and as seen."""
         self._step += 1
         if self._seen is not None:
             self._seen[token_id] = True
