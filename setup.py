@@ -50,7 +50,19 @@ EXTRAS = {
         "nvidia-cuda-runtime==13.0.96",
     ],
     # Development.
-    "test": ["pytest>=8", "pytest-randomly>=3.15", "hypothesis>=6.100", "setuptools>=77"],
+    "test": [
+        "pytest>=8",
+        "pytest-randomly>=3.15",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "setuptools>=77",
+        # Independent peers of the daemon: clients, a browser's driver, validators.
+        "openai>=1.50",
+        "websockets>=13",
+        "selenium>=4.20",
+        "jsonschema>=4.20",
+        "cryptography>=42",
+    ],
     "dev": [
         "pytest>=8",
         "pytest-randomly>=3.15",

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 TORCH = "torch==2.13.0"
-SETS = ("demo", "trace", "test", "check", "compile")
+SETS = ("demo", "captiond", "trace", "test", "check", "compile")
 STATE = "jetson-vlm.json"
 
 Run = Callable[[Sequence[str]], None]

@@ -36,8 +36,9 @@ def sets() -> dict[str, list[str]]:
     lean_export = [item for item in export if item.startswith(("onnx>", "jinja2"))]
     return {
         "demo": declared["REQUIRES"] + extras["cpu"] + extras["video"] + lean_export,
+        "captiond": extras["captiond"],
         "trace": export + TORCH_NEEDS,
-        "test": extras["test"],
+        "test": extras["test"] + extras["rosbag"],
         "check": extras["dev"],
         "compile": [*extras["compile"], *extras["cuda13"]],
     }

@@ -1,0 +1,134 @@
+"""The sources that the daemon watches now: each with its runner, its captioner and the tasks of both."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+
+from runtime.captiond.bus import Bus
+from runtime.captiond.capture.attempt import CaptureLauncher
+from runtime.captiond.capture.supervisor import SourceRunner
+from runtime.captiond.captioner import Captioner
+from runtime.captiond.clock import Clock
+from runtime.captiond.config import SourceSettings, read_secret
+from runtime.captiond.engine.client import EngineClient
+from runtime.captiond.http.services import SourceView
+from runtime.captiond.keeper import Keeper
+from runtime.captiond.pictures.client import Pictures
+
+_log = logging.getLogger(__name__)
+# Settings of the captioner alone: when only these change, frames go on.
+_OF_CAPTIONER = ("prompts", "rules", "captions_per_s", "priority", "weight", "paused", "scene_change")
+
+
+class Sources(Mapping[str, SourceView]):
+    """What is watched, by name, in the order of the configuration. `apply` brings it to what a configuration says."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        engine: EngineClient,
+        pictures: Pictures,
+        launcher: CaptureLauncher,
+        keeper: Keeper,
+        clock: Clock,
+    ) -> None:
+        self._bus, self._engine, self._pictures = bus, engine, pictures
+        self._launcher, self._keeper, self._clock = launcher, keeper, clock
+        self._views: dict[str, SourceView] = {}
+        self._captioners: dict[str, Captioner] = {}
+        self._runners: dict[str, SourceRunner] = {}
+        self._numbers = count(1)  # captions, over all sources
+        self._rng = random.Random()
+
+    def __getitem__(self, name: str) -> SourceView:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def progress(self) -> Iterable[int]:
+        """When each caption loop last moved, ns."""
+        return [captioner.progress_ns for captioner in self._captioners.values()]
+
+    def secrets(self) -> list[str]:
+        """Passwords of the cameras, for the redactor; those that cannot be read are missing."""
+        files = [view.settings.password_file for view in self._views.values()]
+        return [secret for file in files if file is not None for secret in _readable(file)]
+
+    async def apply(self, wanted: Sequence[SourceSettings]) -> None:
+        """Stop what is not wanted any more, begin what is new, and change what differs; the rest is not touched."""
+        names = [settings.name for settings in wanted]
+        for name in [name for name in self._views if name not in names]:
+            await self._stop(name)
+        for settings in wanted:
+            running = self._views.get(settings.name)
+            if running is None:
+                self._begin(settings)
+            elif _of_runner(running.settings) != _of_runner(settings):
+                await self._stop(settings.name)
+                self._begin(settings)
+            elif running.settings != settings:
+                await self._keeper.stop(f"captions of {settings.name}")
+                self._begin_captions(settings)
+        self._views = {name: self._views[name] for name in names}
+
+    async def close(self) -> None:
+        """Stop all of them."""
+        for name in list(self._views):
+            await self._stop(name)
+
+    def _begin(self, settings: SourceSettings) -> None:
+        name, file = settings.name, settings.password_file
+        runner = SourceRunner(
+            settings,
+            lambda: None if file is None else read_secret(file),
+            self._launcher,
+            self._bus.publish,
+            self._clock,
+            self._rng,
+        )
+        self._runners[name] = runner
+        self._engine.attach_source(name, runner.ring)
+        self._pictures.attach(name, runner.ring)
+        self._keeper.keep(f"capture of {name}", runner.run)
+        self._begin_captions(settings)
+
+    def _begin_captions(self, settings: SourceSettings) -> None:
+        runner = self._runners[settings.name]
+        captioner = Captioner(
+            settings, runner, self._engine, self._pictures, self._bus.publish, self._clock, self._numbers
+        )
+        self._captioners[settings.name] = captioner
+        self._views[settings.name] = SourceView(settings, runner, captioner)
+        self._keeper.keep(f"captions of {settings.name}", captioner.run)
+
+    async def _stop(self, name: str) -> None:
+        await self._keeper.stop(f"captions of {name}")
+        await self._keeper.stop(f"capture of {name}")
+        self._engine.detach_source(name)
+        self._pictures.detach(name)
+        self._runners.pop(name).close()
+        del self._captioners[name], self._views[name]
+
+
+def _of_runner(settings: SourceSettings) -> SourceSettings:
+    """The settings without those that only the captioner reads."""
+    plain = SourceSettings(name=settings.name, uri=settings.uri)
+    return replace(settings, **{name: getattr(plain, name) for name in _OF_CAPTIONER})
+
+
+def _readable(file: str) -> list[str]:
+    from runtime.errors import ConfigError
+
+    try:
+        return [read_secret(file)]
+    except ConfigError as problem:
+        _log.warning("%s", problem)
+        return []
