@@ -9,9 +9,9 @@ from dataclasses import replace
 from itertools import count
 
 from runtime.captiond.bus import Bus
+from runtime.captiond.captioner import Captioner
 from runtime.captiond.capture.attempt import CaptureLauncher
 from runtime.captiond.capture.supervisor import SourceRunner
-from runtime.captiond.captioner import Captioner
 from runtime.captiond.clock import Clock
 from runtime.captiond.config import SourceSettings, read_secret
 from runtime.captiond.engine.client import EngineClient

@@ -193,7 +193,7 @@ class PicturesView(Protocol):
         *,
         slot: tuple[int, int] | None = None,
         after_seq: int = -1,
-        max_side_px: int = 960,
+        max_side_px: int,
         quality: int = 80,
         overlay: str | None = None,
     ) -> JpegView | None: ...
