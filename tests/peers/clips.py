@@ -29,12 +29,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="vlm-clips-", ignore_cleanup_errors=True)
 
 
-@functools.lru_cache(maxsize=64)
 def clip(
     kind: str, width: int = 320, height: int = 240, fps: int = 25, frames: int = 50, gop: int = 25, demo: bool = False
 ) -> Path:
     """A clip of the test picture, or of the demo video: kind "yuv" (raw I420), "h264" (Annex B) or "mjpeg"."""
     path = Path(_folder().name) / f"{kind}-{width}x{height}-{fps}-{frames}-{gop}-{demo}.{kind}"
+    if path.exists():
+        return path
     source = (
         ["-stream_loop", "-1", "-i", str(DEMO)] if demo else ["-f", "lavfi", "-i", f"testsrc2=size=320x240:rate={fps}"]
     )
@@ -57,7 +58,7 @@ def clip(
             *("-x264-params", f"keyint={gop}:min-keyint={gop}:scenecut=0:repeat-headers=1:aud=0", "-f", "h264"),
         ],
     }[kind]
-    command = [need("ffmpeg", "ffmpeg"), "-nostdin", "-loglevel", "error", *source]
+    command = [need("ffmpeg", "ffmpeg"), "-nostdin", "-y", "-loglevel", "error", *source]
     command += ["-vf", f"scale={width}:{height}", "-frames:v", str(frames), *made, str(path)]
     subprocess.run(command, check=True, timeout=120)
     return path
