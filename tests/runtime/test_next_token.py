@@ -279,7 +279,7 @@ def test_answers_that_change_between_device_and_host_are_those_written_alone(
         expected = [session.generate(f"q{n}", params=params).token_ids for n, params in enumerate(PARAMS)]
     rig = sampling_rig(parallel=5, max_pending=20)
     with rig.session as session:
-        hold = Hold(rig)
+        hold = Hold(session)
         streams = [
             session.stream(f"q{n}", params=params, weight=weights[n], priority=priorities[n])
             for n, params in enumerate(PARAMS)

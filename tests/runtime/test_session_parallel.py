@@ -11,6 +11,7 @@ import pytest
 
 from runtime.errors import DeadlineError, DeviceLostError, EngineError, InputError, UsageError
 from runtime.pipeline import PREFILL_CHUNK
+from runtime.session import Session
 from runtime.types import Delta, GenerationParams
 from tests.runtime.fakes import Rig, ids_of, rig_of, saying  # noqa: F401 - a fixture
 
@@ -22,16 +23,16 @@ def picture(seed: int) -> np.ndarray:
 
 
 class Hold:
-    """A request of the highest priority that keeps the owner thread busy until `go`, so that others come together."""
+    """A request of the highest priority that keeps the owner thread busy until `go`: others come together then."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, session: Session) -> None:
         entered, self.go = threading.Event(), threading.Event()
 
         def wait(_: object) -> None:
             entered.set()
             assert self.go.wait(10)
 
-        self.stream = rig.session.stream("hold", max_new_tokens=1, priority=10**6, on_delta=wait)
+        self.stream = session.stream("hold", max_new_tokens=1, priority=10**6, on_delta=wait)
         assert entered.wait(10)
 
 
@@ -58,7 +59,7 @@ def test_answers_written_together_are_those_written_alone(rig_of: RigOf, seed: i
     chats = [rig.session.chat() for _ in range(4)]
     alone_chats = [alone.session.chat() for _ in range(4)]
     for _ in range(2):  # two rounds: in the second one, chats continue what is in their cache
-        hold = Hold(rig)
+        hold = Hold(rig.session)
         streams = [
             rig.session.stream(prompt, images, params=params, priority=priority, weight=weight)
             for prompt, images, params, priority, weight in asked
@@ -110,7 +111,7 @@ def units_of(rig: Rig) -> list[tuple[str, int]]:
 
 def test_a_unit_is_a_picture_a_chunk_of_the_prompt_or_a_token(rig_of: RigOf) -> None:
     rig = rig_of(forever, context=3000, parallel=3)
-    hold, units = Hold(rig), units_of(rig)
+    hold, units = Hold(rig.session), units_of(rig)
     writing = rig.session.stream("a", max_new_tokens=9)
     reading = rig.session.stream("y" * 1200, [picture(0), picture(1)], max_new_tokens=2)
     hold.go.set()
@@ -135,7 +136,7 @@ def test_a_unit_is_a_picture_a_chunk_of_the_prompt_or_a_token(rig_of: RigOf) -> 
 
 def test_priority_goes_first_token_by_token_and_weights_share_the_rest(rig_of: RigOf) -> None:
     rig = rig_of(forever, parallel=4, context=400)
-    hold, order = Hold(rig), []
+    hold, order = Hold(rig.session), []
     for name, priority, weight in (("l", 0, 1.0), ("w", 0, 3.0), ("H", 5, 1.0)):
         rig.session.stream(
             "go",
@@ -210,7 +211,7 @@ def test_an_error_of_one_answer_leaves_the_others_as_they_are(rig_of: RigOf, par
     rig = rig_of(forever, parallel=3, context=300, chats=1)
     expected = rig.session.generate("good", [picture(1)], max_new_tokens=30).token_ids
     said = rig.session.generate("turn", max_new_tokens=30).token_ids
-    hold = Hold(rig)
+    hold = Hold(rig.session)
     good = rig.session.stream("good", [picture(1)], max_new_tokens=30, priority=1)
     turn = rig.session.chat().stream("turn", max_new_tokens=30, priority=1)
     logits = rig.decoder._logits
@@ -240,7 +241,7 @@ def test_an_error_of_one_answer_leaves_the_others_as_they_are(rig_of: RigOf, par
 
 def test_a_lost_device_fails_every_answer_and_the_session_from_then_on(rig_of: RigOf) -> None:
     rig = rig_of(forever, parallel=2, context=300)
-    hold = Hold(rig)
+    hold = Hold(rig.session)
     streams = [rig.session.stream("go", max_new_tokens=50) for _ in range(4)]
     rig.decoder.fail_next = DeviceLostError("the context is lost", hint="start again")
     hold.go.set()
@@ -259,7 +260,7 @@ def test_more_conversations_at_once_than_caches_borrow_a_slot_and_are_prefilled_
     chats, expected = [rig.session.chat() for _ in range(3)], [alone.session.chat() for _ in range(3)]
     cached = []
     for turn in range(3):
-        hold = Hold(rig)
+        hold = Hold(rig.session)
         streams = [chat.stream(f"{turn} {number}?") for number, chat in enumerate(chats)]
         hold.go.set()
         answers = [stream.answer() for stream in streams]
