@@ -13,7 +13,7 @@ from runtime.captiond.clock import Clock
 from runtime.captiond.config import ServerSettings
 from runtime.captiond.config.check import is_loopback
 from runtime.captiond.http.connection import Connection
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NetworkError
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: clos
 
 
 def listen(server: ServerSettings) -> socket.socket:
-    """A listening socket. Raises ConfigError: no such address, the port is taken, other machines without a key."""
+    """A listening socket. Raises ConfigError (no address, other machines without a key), NetworkError (port taken)."""
     if not server.keys and not is_loopback(server.listen):
         raise ConfigError(
             f"server.listen is {server.listen!r}, which other machines reach, and there is no API key",
@@ -40,7 +40,7 @@ def listen(server: ServerSettings) -> socket.socket:
     try:
         listener = socket.create_server((str(address[0]), server.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ConfigError(
+        raise NetworkError(
             f"server.listen: {server.listen} port {server.port} cannot be taken: {error.strerror}",
             hint="another program has it, perhaps another vlm-captiond: set server.port",
         ) from None
