@@ -36,6 +36,7 @@ class Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # it would log paths and queries as clients write them
             keepalive_timeout=limits.idle_timeout_s + 1.0,
             auto_decompress=False,  # a compressed body is refused, never unpacked
             lingering_time=LINGER_S,
