@@ -150,19 +150,20 @@ class Owner:
     def _next(self) -> tuple[Job, bool] | None:
         """Whose unit comes next; None when there is none and never will be."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._closed or self._queue or len(self._running))
-                self._sweep()
-                self._admit()
-                if len(self._running):
-                    break
+            self._admit()
+            while not len(self._running):
                 if self._closed:
                     return None
-            # Whoever is stopped only has to hear it: its place is free then, whatever its rank.
-            ending = next((job for job in self._running if job.ending()), None)
-            return self._running.turn() if ending is None else (ending, False)
+                self._changed.wait()
+                self._admit()
+            if len(self._running) > 1:  # whoever is stopped only has to hear it: its place is free then
+                ending = next((job for job in self._running if job.ending()), None)
+                if ending is not None:
+                    return ending, False
+            return self._running.turn()
 
     def _admit(self) -> None:
+        self._sweep()
         while not self._closed and self._queue and len(self._running) < self._parallel:
             job = max(self._queue, key=lambda job: job.share.priority)  # of equal ones the one that came first
             self._queue.remove(job)

@@ -72,6 +72,8 @@ class Rota(Generic[_T]):
 
     def turn(self) -> tuple[_T, bool]:
         """Who gets the next unit, and whether it is the only one of its rank. There is one at least."""
+        if len(self._members) == 1:
+            return self._members[0].item, True  # its pass and the time of its rank would grow alike
         top = max(member.share.priority for member in self._members)
         rank = [member for member in self._members if member.share.priority == top]
         chosen = min(rank, key=lambda member: member.at)  # of equal ones the one that came first
