@@ -103,7 +103,21 @@ class Mosquitto:
     @contextmanager
     def listener(self, *topics: str, user: str | None = None) -> Iterator[Listener]:
         """A client that hears ``topics``; it has subscribed when this begins."""
-        arguments = ["-h", "localhost", "-p", str(self.port), "-F", "%j", "-q", "1"]
+        # Line by line, though it writes into a pipe.
+        arguments = [
+            "stdbuf",
+            "-oL",
+            "mosquitto_sub",
+            "-d",
+            "-h",
+            "localhost",
+            "-p",
+            str(self.port),
+            "-F",
+            "%j",
+            "-q",
+            "1",
+        ]
         for topic in topics:
             arguments += ["-t", topic]
         if user is not None:
@@ -111,12 +125,7 @@ class Mosquitto:
         if self.certificates is not None:
             arguments += ["--cafile", str(self.certificates.authority)]
             arguments += ["--cert", str(self.certificates.client), "--key", str(self.certificates.client_key)]
-        process = subprocess.Popen(
-            ["stdbuf", "-oL", "mosquitto_sub", "-d", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         listener = Listener(process)
         try:
             wait_for(lambda: listener.subscribed)
@@ -192,7 +201,7 @@ class Listener:
         for line in self._process.stdout:
             if line.startswith("{"):
                 said = json.loads(line)
-                self.heard.append(Heard(said["topic"], str(said.get("payload", "")), bool(said["retain"])))
+                self.heard.append(Heard(said["topic"], said["payload"] or "", bool(said["retain"])))
             elif line.startswith("Subscribed"):
                 self.subscribed = True
 

@@ -22,12 +22,12 @@ def build(
     bus: Bus,
     clock: Clock,
     allow_private: bool,
-    sources: Sequence[SourceSettings] = (),
+    sources: Sequence[SourceSettings],
 ) -> list[Output]:
     """The outputs that the settings ask for, subscribed and ready to `run`; their libraries are loaded here.
 
-    ``host`` names this machine in topics. ``allow_private``: webhooks may reach private addresses. Secrets are read
-    from their files when they are used.
+    ``host`` names this machine in topics; MQTT speaks of ``sources`` alone. ``allow_private``: webhooks may reach
+    private addresses. Secrets are read from their files when they are used.
     """
     outputs: list[Output] = []
     if settings.terminal.enabled:

@@ -26,7 +26,7 @@ class Mqtt(Output):
     """Publishes through one `Session` after the other, for ever; a broker that is away is tried every 0.5 to 30 s.
 
     Retained topics are states: their newest values are kept here and sent after each connect, so that a broker that was
-    away is right again at once. Captions and rules that came meanwhile count as dropped.
+    away is right again at once. A caption or rule that was replaced by a newer one meanwhile counts as dropped.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class Mqtt(Output):
         self._worker = Worker("mqtt-connect")
         self._latest: dict[str, Message] = {}
         self._discovery: dict[str, bytes] = {}
+        self._known: set[str] = set()
         self._removed: set[str] = set()
+        self._unsent: set[str] = set()  # topics whose newest value is a caption or a rule that nobody was told
         self._changed = asyncio.Event()
         self._order = asyncio.Lock()
         self._session: Session | None = None
@@ -54,18 +56,16 @@ class Mqtt(Output):
 
     def watch(self, sources: Sequence[SourceSettings]) -> None:
         """Announce these, and take back what was announced of others."""
-        before = set(self._discovery)
+        before = self._known
+        self._known = self._topics.kept_topics(sources)
         self._discovery = self._topics.discovery(sources)
-        known = [rule for source in sources for rule in self._rules_of(source)]
-        rules = {message.topic for message in known}
-        for topic in list(self._latest):
-            alive = any(self._topics.belongs(topic, source.name) for source in sources)
-            if topic != f"{self._topics.base}/engine" and (not alive or ("/rule/" in topic and topic not in rules)):
-                del self._latest[topic]
-                before.add(topic)
-        for message in known:
-            self._latest.setdefault(message.topic, message)
-        self._removed = (self._removed | before) - set(self._discovery) - set(self._latest)
+        self._latest = {topic: message for topic, message in self._latest.items() if topic in self._known}
+        self._unsent &= set(self._latest)
+        for source in sources:
+            for rule in source.rules:
+                message = self._topics.rule(source.name, rule.name, False)
+                self._latest.setdefault(message.topic, message)
+        self._removed = (self._removed | before) - self._known
         self._changed.set()
 
     async def _work(self) -> None:
@@ -76,18 +76,24 @@ class Mqtt(Output):
         finally:
             await ended(connecting)
             await self._say_goodbye()
+            self.lost += len(self._unsent)
+            self._unsent.clear()
             self._worker.close()
 
     async def _deliver(self, event: Event) -> None:
         counted = isinstance(event, (CaptionFinished, RuleChanged))
         async with self._order:
             for message in self._topics.messages(event):
+                if message.kept and message.topic not in self._known:
+                    continue  # the last words of a source that is watched no more
                 if message.kept:
                     self._latest[message.topic] = message
                 # One message of an event stands for it.
-                one = counted and message.kept
-                if (self._session is None or not await self._session.send(message, counted=one)) and one:
-                    self.lost += 1
+                stands = counted and message.kept
+                sent = self._session is not None and await self._session.send(message, counted=stands)
+                if stands and not sent:
+                    self.lost += message.topic in self._unsent
+                    self._unsent.add(message.topic)
 
     async def _stay_connected(self) -> None:
         retry_s = _FIRST_RETRY_S
@@ -121,8 +127,7 @@ class Mqtt(Output):
         async with self._order:
             self._session = session
             await session.send(self._topics.availability(ONLINE))
-            former = self._topics.discovery_filter()
-            if former is not None:
+            for former in self._topics.former_filters():
                 session.listen(former)
             removed = sorted(self._removed)
             for topic in removed:
@@ -130,7 +135,8 @@ class Mqtt(Output):
             for topic, payload in self._discovery.items():
                 await session.send(Message(topic, payload, kept=True))
             for message in self._latest.values():
-                await session.send(message)
+                if await session.send(message, counted=message.topic in self._unsent):
+                    self._unsent.discard(message.topic)
             self._removed.difference_update(removed)
 
     def _account(self) -> Account:
@@ -154,9 +160,9 @@ class Mqtt(Output):
         self.delivered += count
 
     def _heard(self, topic: str) -> None:
-        """The broker remembers an entity: of a former configuration, if it is none of ours."""
-        if topic not in self._discovery and topic not in self._removed:
-            self._removed.add(topic)
+        """The broker remembers this: of a former configuration, if it is none of ours."""
+        if topic not in self._known and topic not in self._removed:
+            self._removed |= self._topics.go_with(topic) - self._known
             self._changed.set()
 
     def _drop_session(self) -> None:
@@ -170,6 +176,3 @@ class Mqtt(Output):
             await session.send(self._topics.availability(OFFLINE))
             await session.close()
             self._drop_session()
-
-    def _rules_of(self, source: SourceSettings) -> list[Message]:
-        return [self._topics.rule(source.name, rule.name, False) for rule in source.rules]

@@ -67,6 +67,7 @@ class Session:
         self._underway: dict[int, bool] = {}
         self._connected = False
         self._gone: str | None = None
+        self._tls: _Context | None = None
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, account.client_id, clean_session=True, reconnect_on_failure=False
         )
@@ -89,6 +90,8 @@ class Session:
         try:
             await self._worker.run(self._connect)
         except (OSError, ValueError) as error:
+            if self._tls is not None:
+                self._tls.drop()
             raise NetworkError(f"{self._where()}: {_reason(error)}") from error
         self._client.loop_start()
         try:
@@ -137,10 +140,14 @@ class Session:
         if account.user is not None:
             self._client.username_pw_set(account.user, account.password)
         if account.tls:
-            context = ssl.create_default_context(cafile=account.ca_file)
+            self._tls = _Context(ssl.PROTOCOL_TLS_CLIENT)
+            if account.ca_file is None:
+                self._tls.load_default_certs()
+            else:
+                self._tls.load_verify_locations(account.ca_file)
             if account.certificate_file is not None:
-                context.load_cert_chain(account.certificate_file, account.private_key_file)
-            self._client.tls_set_context(context)
+                self._tls.load_cert_chain(account.certificate_file, account.private_key_file)
+            self._client.tls_set_context(self._tls)
         self._client.connect(account.host, account.port, account.keepalive_s)
 
     def _where(self) -> str:
@@ -207,6 +214,32 @@ class Session:
         if self._underway.pop(mid, False):
             self._taken(1)
         self._changed.set()
+
+
+class _Context(ssl.SSLContext):
+    """Remembers the socket that it has wrapped: paho leaves it open when the handshake fails."""
+
+    _made: ssl.SSLSocket | None = None
+
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        self._made = super().wrap_socket(
+            sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session
+        )
+        return self._made
+
+    def drop(self) -> None:
+        """Close that socket."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
 
 
 def _reason(error: Exception) -> str:

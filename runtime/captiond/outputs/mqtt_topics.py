@@ -73,13 +73,25 @@ class Topics:
         """Whether the daemon is there; its offline form is the last will."""
         return self._kept(self.status, status)
 
-    def belongs(self, topic: str, source: str) -> bool:
-        """Whether a topic speaks of this source."""
-        return topic.startswith(f"{self.base}/{source}/")
+    def kept_topics(self, sources: Sequence[SourceSettings]) -> set[str]:
+        """Every retained topic of a daemon that watches these."""
+        found = {self.status, f"{self.base}/engine", *self.discovery(sources)}
+        for source in sources:
+            found |= self._with_source(f"{self.base}/{source.name}/state")
+            found |= {self.rule(source.name, rule.name, False).topic for rule in source.rules}
+        return found
 
-    def discovery_filter(self) -> str | None:
-        """Matches the topics of `discovery`, those of former configurations too."""
-        return f"{self._prefix}/+/{self._node}/+/config" if self._prefix else None
+    def former_filters(self) -> list[str]:
+        """Topic filters under which the broker remembers what former configurations have left behind."""
+        discovery = [f"{self._prefix}/+/{self._node}/+/config"] if self._prefix else []
+        return [f"{self.base}/+/state", f"{self.base}/+/rule/+", *discovery]
+
+    def go_with(self, topic: str) -> set[str]:
+        """The topics that are empty when this one is."""
+        return self._with_source(topic) if topic.startswith(self.base) and topic.endswith("/state") else {topic}
+
+    def _with_source(self, state: str) -> set[str]:
+        return {state, f"{state}/json", f"{state[: -len('/state')]}/caption"}
 
     def discovery(self, sources: Sequence[SourceSettings]) -> dict[str, bytes]:
         """Home Assistant's configuration of every entity, by topic."""
