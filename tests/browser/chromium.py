@@ -60,7 +60,8 @@ class Browser:
         self.cdp("Storage.clearDataForOrigin", {"origin": address.rstrip("/"), "storageTypes": "all"})
         self.cdp("Network.clearBrowserCookies", {})
         self.logs()
-        self.driver.get_log("performance")
+        while self.addresses():
+            pass  # what the page before has asked for
         self.driver.get(address)
 
     def media(self, features: dict[str, str]) -> None:
@@ -118,7 +119,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def addresses(self) -> list[str]:
-        """What the page has asked the network for since it was opened."""
+        """What the page has asked the network for since it was opened, or since the last call."""
         found = []
         for entry in self.driver.get_log("performance"):
             if '"Network.requestWillBeSent"' in entry["message"]:

@@ -56,8 +56,9 @@ class App {
       event.preventDefault();
       this.#login();
     });
-    // Without a key there is nothing to go back to.
+    // Without a key there is nothing to go back to; a browser lets the second Escape through.
     $("#login").addEventListener("cancel", (event) => event.preventDefault());
+    $("#login").addEventListener("close", () => this.link === "login" && open($("#login")));
     this.keys = new Keys(
       [
         ["j", "Next camera", () => this.#step(1)],
@@ -97,6 +98,7 @@ class App {
     const nowMs = performance.now();
     this.skewS = state.now_unix - Date.now() / 1000;
     this.may = new Set(state.may ?? []);
+    if (this.link === "login") this.link = "connecting";
     if ($("#login").open) $("#login").close();
     const names = new Set(state.sources.map((facts) => facts.name));
     for (const [name, card] of this.cards) if (!names.has(name)) this.#remove(name, card);

@@ -125,6 +125,9 @@ export class Card {
 
   // Called in each animation frame in which something has happened.
   drawCaption(nowMs) {
+    const { trouble } = this.source;
+    show($(".trouble", this.element), trouble !== "");
+    put($(".trouble", this.element), trouble && `The last caption failed. ${shown(trouble)}`);
     const image = this.presenter.image;
     if (this.presenter.step(this.source.newest, nowMs)) {
       this.box.scrollTop = 0;
@@ -144,9 +147,6 @@ export class Card {
     this.pair.dataset.writing = String(!caption.over);
     this.pair.dataset.caption = caption.id;
     this.pair.dataset.seq = caption.frame.seq;
-    const { trouble } = this.source;
-    show($(".trouble", this.element), trouble !== "");
-    put($(".trouble", this.element), trouble && `The last caption failed. ${shown(trouble)}`);
   }
 
   #fields(fields, caption) {

@@ -65,6 +65,8 @@ export class Connection {
       this.#pollLater(round);
     };
     this.stream.onerror = () => this.#lost(round);
+    // The daemon keeps only so much for a slow reader; the state has what was lost.
+    this.stream.addEventListener("missed", () => this.#sync(round).then((fine) => fine && this.on.link("open")));
     for (const type of TYPES) this.stream.addEventListener(type, (message) => this.#event(message));
   }
 
