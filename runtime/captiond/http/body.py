@@ -8,6 +8,7 @@ from aiohttp import web
 
 from runtime.captiond.http.connection import Connection
 from runtime.captiond.http.errors import HttpError
+from runtime.captiond.http.gate import connection_of
 from runtime.captiond.http.json_text import parse_json
 
 # A body in chunks: so many are read whatever their size, then they must have this mean size.
@@ -32,8 +33,7 @@ async def read_json(request: web.Request, limit_bytes: int) -> object:
 
 async def read_body(request: web.Request, limit_bytes: int) -> bytes:
     """A request's body of at most ``limit_bytes``; the connection ends with a body that is refused."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)
+    connection = connection_of(request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         connection.hang_up_hearing()
         raise HttpError(415, "compressed bodies are not taken", code="unsupported_encoding", close=True)

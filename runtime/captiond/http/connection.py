@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from runtime.captiond.clock import NS_PER_S, Clock
+from runtime.captiond.http.keys import NOBODY
 
 # A client whose buffer is full and who does not read for this long is cut off. With the sweep: within 10 s.
 STALL_S = 8.0
@@ -52,6 +53,9 @@ class Connection(web.RequestHandler):
         self._deaf = False
         self._open: dict[Connection, None] | None = None
         self._socket: asyncio.Transport | None = None
+        # Of the request that is being answered: who asks, and the response whose head was written.
+        self.who = NOBODY
+        self.begun: web.StreamResponse | None = None
 
     def register(self, connections: dict[Connection, None]) -> None:
         """Stand in ``connections`` while the connection lives."""
@@ -106,6 +110,7 @@ class Connection(web.RequestHandler):
         """A whole head has come; its request is being answered."""
         self._handling += 1
         self._head_since_ns = None
+        self.who, self.begun = NOBODY, None
 
     def end(self) -> None:
         """The request has its answer."""

@@ -19,8 +19,6 @@ from runtime.errors import ConfigError, VlmError
 
 _log = logging.getLogger(__name__)
 
-WHO = "vlm.who"
-_PREPARED = "vlm.prepared"
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32_768
 SECURITY_HEADERS = {
@@ -38,9 +36,14 @@ _FETCH_HEADERS = ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"
 
 def who_of(request: web.Request) -> Who:
     """Who asks, as the gate found out."""
-    who = request[WHO]
-    assert isinstance(who, Who)
-    return who
+    return connection_of(request).who
+
+
+def connection_of(request: web.Request) -> Connection:
+    """The connection that a request came by."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def check_routes(routes: Sequence[Route]) -> None:
@@ -71,8 +74,7 @@ class Gate:
 
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """A middleware: the response of ``handler``, or of whatever forbids to ask it."""
-        connection = request.protocol
-        assert isinstance(connection, Connection)
+        connection = connection_of(request)
         connection.begin()
         begun_ns = self._services.clock.now_ns()
         status = 499
@@ -86,7 +88,7 @@ class Gate:
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Put the headers of every response (a signal of aiohttp, before the head is written)."""
-        request[_PREPARED] = response
+        connection_of(request).begun = response
         response.headers.update(SECURITY_HEADERS)
 
     async def _response(self, request: web.Request, handler: Handler, connection: Connection) -> web.StreamResponse:
@@ -104,10 +106,8 @@ class Gate:
         except Exception:  # noqa: BLE001 - the top of a request: the fault is logged, the client learns that there is one
             _log.exception("a request failed: %s", self._name(request))
             problem = HttpError(500, "internal error", kind="server_error", code="internal_error", close=True)
-        begun = request.get(_PREPARED)
-        if isinstance(
-            begun, web.StreamResponse
-        ):  # an answer that was begun is broken off, not ended as if it were whole
+        begun = connection.begun
+        if begun is not None:  # an answer that was begun is broken off, not ended as if it were whole
             connection.abort()
             return begun
         if request.can_read_body and not request.content.is_eof():
@@ -118,17 +118,17 @@ class Gate:
     def _check(self, request: web.Request, connection: Connection) -> None:
         self._check_head(request)
         route = self._routes.get(request.match_info.route)
-        request[WHO] = self._who(request, route)
+        who = connection.who = self._who(request, route)
         if route is None:
             return  # aiohttp's handler of unknown paths and methods, which answers 404 or 405
         if request.method in ("GET", "HEAD") and request.can_read_body:
             raise self._refusal("body", HttpError(400, f"{request.method} takes no body", close=True))
-        if "anyone" in route.access or request[WHO].may & set(route.access):
+        if "anyone" in route.access or who.may & set(route.access):
             return
-        if request[WHO] is NOBODY:
+        if who is NOBODY:
             raise self._refusal("no_key", _unauthorized("an API key is missing or wrong"))
         needed = " or ".join(map(repr, route.access))
-        message = f"the key {request[WHO].name!r} does not permit this; it takes {needed} (server.key.may)"
+        message = f"the key {who.name!r} does not permit this; it takes {needed} (server.key.may)"
         raise self._refusal("permission", HttpError(403, message, kind="permission_error", code="not_permitted"))
 
     def _check_head(self, request: web.Request) -> None:
@@ -194,7 +194,7 @@ class Gate:
         metrics.http_requests.add((name, method, str(status)))
         if route is not None and not route.stream:
             metrics.http_s.observe(spent_s, (name,))
-        who = request.get(WHO, NOBODY)
+        who = who_of(request)
         _log.debug("%s %s %s: %d in %.1f ms", who.name, method, name, status, spent_s * 1000)
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from runtime.captiond.http.connection import Connection
 from runtime.captiond.http.errors import HttpError
-from runtime.captiond.http.gate import who_of
+from runtime.captiond.http.gate import connection_of, who_of
 from runtime.captiond.http.keys import Who
 
 # The kernel would buffer megabytes of a client that does not read. What is old when it is read is of no use.
@@ -63,8 +63,7 @@ class Watchers:
                 code="too_many_watchers",
                 headers={"Retry-After": "5"},
             )
-        connection = request.protocol
-        assert isinstance(connection, Connection)
+        connection = connection_of(request)
         plug = None if request.transport is None else request.transport.get_extra_info("socket")
         if plug is not None:
             plug.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -17,7 +17,7 @@ from runtime.captiond.http.route import Route
 from runtime.captiond.http.server import HttpServer
 from runtime.errors import ConfigError, InputError
 from tests.runtime.captiond.clocks import ManualClock
-from tests.runtime.captiond.http.parts import ALL_KEYS, KEYS, Running, bearer, client, serving, services
+from tests.runtime.captiond.http.parts import ALL_KEYS, KEYS, Running, bearer, client, services, serving
 
 WRONG = {"Authorization": "Bearer vlm-a-key-that-nobody-made-0123456789"}
 CREDENTIALS: dict[str, tuple[dict[str, str], frozenset[str]]] = {
