@@ -1,8 +1,8 @@
 """Which program decodes a source: OpenCV, or GStreamer where it was asked for or a board's package knows how.
 
 A package brings pipelines for a board by an entry point of the group ``vlm.captures``: a function ``(source:
-SourceSettings) -> pipeline or None`` (see `runtime.captiond.capture.pipelines`); None when this is not its board or it
-has nothing to say about the source's scheme.
+SourceSettings) -> pipeline or None`` (see `runtime.captiond.capture.pipelines`). An empty pipeline stands for the one
+that is made here, with the board's decoders; None when this is not its board, or the source is none for GStreamer.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class Backends:
             return None
         boards = board_pipeline(source)
         if scheme not in ("gst", "csi") and source.backend == "auto":
-            return boards if boards is not None and await self.gstreamer_works() else None
+            if boards is None or not await self.gstreamer_works():
+                return None
+            return boards or pipeline_of(source)
         if scheme == "csi" and boards is None:
             raise SourceError(
                 f"{source.uri}: nothing here knows this machine's CSI cameras",
                 hint="csi:// needs an NVIDIA Jetson and the package jetson-vlm, installed with pip",
             )
-        pipeline = boards if boards is not None else pipeline_of(source)
+        pipeline = boards or pipeline_of(source)
         if not await self.gstreamer_works():
             raise SourceError(
                 f"GStreamer does not work with {self._gst_python}", hint=f"sudo apt-get install {_PACKAGES}"

@@ -12,6 +12,8 @@ from runtime.captiond.capture.failures import CaptureFailed
 T = TypeVar("T")
 _MAX_SAID_BYTES = 65_536
 _STATUS = re.compile(r"\b(?:failed: |error |Server returned )(4\d\d|5\d\d)\b")
+_SIZE = re.compile(r"Picture size (\d+x\d+) is invalid")
+_NO_SESSION = "454"  # what servers say when none of their streams was wanted
 _WORDS = (
     ("Connection refused", "refused"),
     ("No route to host", "refused"),
@@ -25,7 +27,6 @@ _WORDS = (
     ("No decoder", "unsupported"),
     ("Decoder not found", "unsupported"),
     ("Unsupported codec", "unsupported"),
-    ("Unable to open RTSP for listening", "unsupported"),
     ("Invalid data found", "damaged"),
 )
 
@@ -63,12 +64,17 @@ def silence() -> None:
 
 def failure(name: str, said: str, elapsed_s: float, limit_s: float) -> CaptureFailed:
     """Why a stream could not be opened, from what FFmpeg said."""
+    size = _SIZE.search(said)
+    if size:
+        return CaptureFailed("too_large", f"{name}: frames of {size[1]} px, more than any decoder takes")
     status = _STATUS.search(said)
-    if status:
+    if status and status[1] != _NO_SESSION:
         return CaptureFailed(status[1], f"{name}: the server answers {status[1]}")
     for words, cause in _WORDS:
         if words in said:
             return CaptureFailed(cause, f"{name}: {words[0].lower()}{words[1:]}")
     if elapsed_s >= 0.9 * limit_s:
-        return CaptureFailed("timeout", f"{name}: not open after {elapsed_s:.1f} s", hint="see open_timeout_s")
-    return CaptureFailed("no_video", f"{name}: no video that can be opened")
+        return CaptureFailed("timeout", f"{name}: no frame after {elapsed_s:.1f} s", hint="see open_timeout_s")
+    if status:
+        return CaptureFailed("no_video", f"{name}: no video among its streams")
+    return CaptureFailed("failed", f"{name}: no video that can be opened")

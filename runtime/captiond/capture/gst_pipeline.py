@@ -31,7 +31,7 @@ _TAIL: tuple[dict[str, Any], ...] = (
 # What the bus says, by the name of its domain and code.
 _CAUSES = {
     "gst-resource-error-quark": {
-        3: "missing", 5: "refused", 6: "refused", 9: "closed", 12: "busy", 13: "401",
+        3: "missing", 4: "busy", 5: "refused", 6: "refused", 7: "refused", 9: "closed", 10: "closed", 15: "401",
     },
     "gst-stream-error-quark": {
         4: "unsupported", 5: "unsupported", 6: "unsupported", 7: "damaged", 9: "damaged", 11: "unsupported",
@@ -317,6 +317,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("Network is unreachable", "refused"),
     ("timed out", "timeout"),
     ("Timeout while waiting", "timeout"),
+    ("No supported stream", "no_video"),
     ("Unauthorized", "401"),
     ("Forbidden", "403"),
     ("Not Found", "404"),

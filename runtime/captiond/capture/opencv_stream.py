@@ -19,6 +19,8 @@ from runtime.captiond.capture.plan import Plan
 READ_TIMEOUT_S = 5.0
 _MAX_UNDECODED = 300
 _FPS_RANGE = (0.1, 1000.0)
+# How long FFmpeg looks at a stream before it gives out the first frame: all that comes meanwhile is old by then.
+_QUICK = {"fpsprobesize": "0", "analyzeduration": "100000"}
 _LARGE_PX = 640 * 480
 
 
@@ -26,33 +28,54 @@ def run(plan: Plan, delivery: Delivery) -> None:
     """Deliver frames until the stream ends, which for a camera is a failure."""
     import cv2
 
-    capture = _camera(cv2, plan) if plan.scheme == "v4l2" else _stream(cv2, plan)
+    began = time.monotonic()
+    capture, said = ffmpeg.heard(lambda: _begun(cv2, plan, delivery))
+    if capture is None:
+        raise ffmpeg.failure(plan.uri, said, time.monotonic() - began, plan.open_timeout_s)
+    ffmpeg.silence()
     try:
-        size = [int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
-        delivery.opened(size[0], size[1], _rate(cv2, capture), plan.scheme)
-        ffmpeg.silence()
         _deliver(cv2, capture, plan, delivery)
     finally:
         capture.release()
 
 
+def _begun(cv2: Any, plan: Plan, delivery: Delivery) -> Any | None:
+    """The capture with its first frame grabbed; None when there is none. The size is checked before that."""
+    capture = _camera(cv2, plan) if plan.scheme == "v4l2" else _stream(cv2, plan)
+    if capture.isOpened():
+        width, height = (int(capture.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        delivery.check_size(max(0, width), max(0, height))
+        if capture.grab():
+            return capture
+    capture.release()
+    return None
+
+
 def _deliver(cv2: Any, capture: Any, plan: Plan, delivery: Delivery) -> None:
     undecoded = 0
     while undecoded < _MAX_UNDECODED:
-        began = time.monotonic()
-        if not capture.grab():
-            waited = time.monotonic() - began
-            if waited >= 0.9 * READ_TIMEOUT_S:
-                raise CaptureFailed("timeout", f"{plan.uri}: no frame for {waited:.1f} s")
-            raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
         t_ns, kind = stamped(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6 if plan.scheme == "v4l2" else 0.0)
         whole, bgr = capture.retrieve()
-        if not whole or bgr is None or bgr.size == 0:
+        if whole and bgr is not None and bgr.size:
+            undecoded = 0
+            if not delivery.is_open:
+                delivery.opened(bgr.shape[1], bgr.shape[0], _rate(cv2, capture), plan.scheme)
+            delivery.deliver(bgr, bgr=True, t_capture_ns=t_ns, kind=kind)
+        else:
             undecoded += 1
-            continue
-        undecoded = 0
-        delivery.deliver(bgr, bgr=True, t_capture_ns=t_ns, kind=kind)
+        _grab(capture, plan)
     raise CaptureFailed("damaged", f"{plan.uri}: {_MAX_UNDECODED} frames in a row cannot be decoded")
+
+
+def _grab(capture: Any, plan: Plan) -> None:
+    """Go to the next frame. After a timeout a decoder may still hand out what it had kept: that is no new frame."""
+    began = time.monotonic()
+    grabbed = capture.grab()
+    waited_s = time.monotonic() - began
+    if waited_s >= 0.9 * READ_TIMEOUT_S:
+        raise CaptureFailed("timeout", f"{plan.uri}: no frame for {waited_s:.1f} s")
+    if not grabbed:
+        raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
 
 
 def _stream(cv2: Any, plan: Plan) -> Any:
@@ -60,18 +83,14 @@ def _stream(cv2: Any, plan: Plan) -> Any:
     if not parts.hostname or any(character in plan.uri for character in "\r\n\0 "):
         raise CaptureFailed("unsupported", f"{plan.uri!r}: not the address of a stream")
     layers = {"rtsp": "rtsp,rtp,rtcp,tcp,udp", "rtsps": "rtsps,rtsp,rtp,rtcp,tls,tcp,udp"}[plan.scheme]
-    ffmpeg.permit(layers, rtsp_transport=plan.transport, allowed_media_types="video")
+    ffmpeg.permit(layers, rtsp_transport=plan.transport, allowed_media_types="video", **_QUICK)
     timeouts = [
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
         round(plan.open_timeout_s * 1000),
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,
         round(READ_TIMEOUT_S * 1000),
     ]
-    began = time.monotonic()
-    capture, said = ffmpeg.heard(lambda: cv2.VideoCapture(_with_credentials(plan), cv2.CAP_FFMPEG, timeouts))
-    if not capture.isOpened():
-        raise ffmpeg.failure(plan.uri, said, time.monotonic() - began, plan.open_timeout_s)
-    return capture
+    return cv2.VideoCapture(_with_credentials(plan), cv2.CAP_FFMPEG, timeouts)
 
 
 def _with_credentials(plan: Plan) -> str:
@@ -84,6 +103,7 @@ def _with_credentials(plan: Plan) -> str:
 
 def _camera(cv2: Any, plan: Plan) -> Any:
     device = device_of(plan.uri)
+    check_device(device)
     wanted: list[int] = []
     if (plan.width or 0) * (plan.height or 0) > _LARGE_PX:  # USB carries larger pictures as JPEG alone
         wanted += [cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG")]
@@ -93,13 +113,7 @@ def _camera(cv2: Any, plan: Plan) -> Any:
         (cv2.CAP_PROP_FPS, None if plan.fps is None else round(plan.fps)),
     ):
         wanted += [] if value is None else [what, value]
-    check_device(device)
-    capture, _ = ffmpeg.heard(lambda: cv2.VideoCapture(device, cv2.CAP_V4L2, wanted))
-    if not capture.isOpened():
-        raise CaptureFailed(
-            "busy", f"{device}: no camera that can be opened", hint="close what else uses it: fuser -v " + device
-        )
-    return capture
+    return cv2.VideoCapture(device, cv2.CAP_V4L2, wanted)
 
 
 def check_device(device: str) -> None:
@@ -119,4 +133,4 @@ def check_device(device: str) -> None:
 
 def _rate(cv2: Any, capture: Any) -> float | None:
     fps = float(capture.get(cv2.CAP_PROP_FPS))
-    return fps if math.isfinite(fps) and _FPS_RANGE[0] <= fps <= _FPS_RANGE[1] else None
+    return round(fps, 3) if math.isfinite(fps) and _FPS_RANGE[0] <= fps <= _FPS_RANGE[1] else None
