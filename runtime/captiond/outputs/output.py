@@ -61,6 +61,7 @@ class Output(ABC):
     async def close(self, timeout_s: float) -> None:
         """Deliver what waits, for ``timeout_s`` at most, then stop. Idempotent."""
         self.subscription.close()
+        await asyncio.sleep(0)  # a task that was only just made begins now
         task = self._running
         if task is not None and task is not asyncio.current_task():
             timer = asyncio.ensure_future(self._clock.sleep(timeout_s))
