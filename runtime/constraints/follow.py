@@ -66,7 +66,8 @@ class BudgetMatcher:
         data = self._vocabulary.spelled(token_id)
         plan = self._planner.after(data) if data and self._left > 0 else None
         if plan is None or not self._fits(plan, self._left - 1):
-            self._refused.add(token_id)
+            if 0 <= token_id < len(self._vocabulary.ordinary):
+                self._refused.add(token_id)
             return False
         if self._matcher is not None and not self._matcher.consume_token(token_id):
             self._matcher = None  # a limit of the library: from here on the answer follows its plan

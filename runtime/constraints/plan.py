@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from runtime.constraints.grammar import next_bytes
-from runtime.constraints.shortest import Parts, shortest_step
+from runtime.constraints.shortest import Effort, Parts, shortest_step
 
 MAX_PLAN_BYTES = 16_384
 _CUTS = 16
@@ -106,6 +106,7 @@ class JsonText:
 def completion(matcher: Any, text: JsonText, parts: Parts, before: bytes = b"") -> bytes | None:
     """Bytes that lead ``matcher``, which they are fed to, to an end. ``before``: a plan from shortly before."""
     plan = bytearray()
+    effort = Effort()
     while len(plan) <= MAX_PLAN_BYTES:
         if matcher.is_error():
             return None
@@ -114,7 +115,7 @@ def completion(matcher: Any, text: JsonText, parts: Parts, before: bytes = b"") 
         rest = _still_valid(matcher, before)
         if rest is not None:
             return bytes(plan) + rest
-        step = shortest_step(matcher, text.string, parts)
+        step = shortest_step(matcher, text.string, parts, effort)
         if not step or not matcher.consume_tokens(list(step)):
             return None
         plan += step

@@ -32,6 +32,11 @@ ANY = "any"
 
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+_MONTHS = "(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
+_DATE = f"[12][0-9]{{3}}-{_MONTHS}"
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+# Stricter than llguidance, which takes the 31st of February, the year 0 and leap seconds. Leap days are left out.
+_FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema")
 )
@@ -243,7 +248,12 @@ def _string(node: Node, place: str) -> Node:
         if node["format"] not in FORMATS:
             name = _shown(node["format"])
             raise InputError(f"schema at {place}: the format {name} is not supported: {', '.join(FORMATS)} are")
-        plain["format"] = node["format"]
+        if "pattern" in plain:
+            raise InputError(f"schema at {place}: the keyword 'format' beside 'pattern' is not supported")
+        if node["format"] in _FORMAT_PATTERNS:
+            plain["pattern"] = _FORMAT_PATTERNS[node["format"]]
+        else:
+            plain["format"] = node["format"]
     return plain
 
 

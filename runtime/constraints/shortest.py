@@ -13,9 +13,10 @@ from typing import Any
 from runtime.constraints.grammar import next_bytes
 
 MAX_PART_BYTES = 8192
-_MAX_TRIES = 6000
+_MAX_TRIES = 6000  # of one plan: some 40 ms
 _MAX_LAYER = 32
-_FILLERS = b"a0A "
+_MAX_FILL = 1024
+_FILLERS = b"a0"
 _CLOSING = b'"}],'
 Find = Callable[[Mapping[str, Any]], "bytes | None"]
 
@@ -106,7 +107,7 @@ class _Texts:
         if kind in ("boolean", "null"):
             return b"true" if kind == "boolean" else b"null"
         if kind == "string" and not {"pattern", "format"} & set(node):
-            return b'"' + b"a" * node.get("minLength", 0) + b'"'
+            return b"".join((b'"', b"a" * int(node.get("minLength", 0)), b'"'))
         found: bytes | None = self._find(node)
         return found
 
@@ -124,7 +125,19 @@ def _nodes(node: Any) -> Iterator[dict[str, Any]]:
         yield from _nodes(inner)
 
 
-def shortest_step(matcher: Any, string: bytes | None, parts: Parts) -> bytes | None:
+class Effort:
+    """How many more states a plan may look at before it is given up."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_TRIES
+
+    def spend(self) -> bool:
+        """Whether one more is granted."""
+        self.left -= 1
+        return self.left >= 0
+
+
+def shortest_step(matcher: Any, string: bytes | None, parts: Parts, effort: Effort) -> bytes | None:
     """Some bytes of a short way to the end; None where the search gives up. ``string``: see `plan.JsonText`."""
     forced: bytes = matcher.compute_ff_bytes()
     if forced:
@@ -135,7 +148,8 @@ def shortest_step(matcher: Any, string: bytes | None, parts: Parts) -> bytes | N
     if string is not None:
         if 0x22 in may:
             return b'"'
-        return _key_end(matcher, string, parts) or _filled(matcher, may) or _searched(matcher, string=True)
+        ending = _key_end(matcher, string, parts) or _filled(matcher, may, effort)
+        return ending or _searched(matcher, effort, string=True)
     for closing in (b"}", b"]"):
         if closing[0] in may:
             return closing
@@ -143,7 +157,7 @@ def shortest_step(matcher: Any, string: bytes | None, parts: Parts) -> bytes | N
         for offer in (part, b"," + part):
             if offer[0] in may and matcher.validate_tokens(list(offer)) == len(offer):
                 return offer
-    return _searched(matcher, string=False)
+    return _searched(matcher, effort, string=False)
 
 
 def _key_end(matcher: Any, string: bytes, parts: Parts) -> bytes | None:
@@ -155,37 +169,42 @@ def _key_end(matcher: Any, string: bytes, parts: Parts) -> bytes | None:
     return None
 
 
-def _filled(matcher: Any, may: bytes) -> bytes | None:
+def _filled(matcher: Any, may: bytes, effort: Effort) -> bytes | None:
     """The same character until the string may end: for those that are too short yet."""
     for filler in _FILLERS:
         if filler not in may:
             continue
         trial = matcher.deep_copy()
         count = 0
-        while trial.try_consume_tokens([filler]) == 1 and count < 1100:
+        while count < _MAX_FILL and effort.spend() and trial.try_consume_tokens([filler]) == 1:
             count += 1
             if trial.validate_tokens([0x22]) == 1:
                 return bytes([filler]) * count
     return None
 
 
-def _searched(matcher: Any, *, string: bool) -> bytes | None:
+def _searched(matcher: Any, effort: Effort, *, string: bool) -> bytes | None:
     """Search byte by byte, breadth first, for a place where something closes; alike places are looked at once."""
     layer: list[tuple[bytes, Any, bytes]] = [(b"", matcher, next_bytes(matcher))]
-    tries = 0
     while layer:
         following: dict[bytes, tuple[bytes, Any, bytes]] = {}
         for path, state, may in layer:
             for value in may:
-                tries += 1
-                if tries > _MAX_TRIES:
+                if not effort.spend():
                     return None
                 trial = state.deep_copy()
                 if trial.try_consume_tokens([value]) != 1:
                     continue
                 reached, then = path + bytes([value]), next_bytes(trial)
-                if trial.is_accepting() or (0x22 in then if string else any(c in then for c in _CLOSING)):
+                if trial.is_accepting() or _closes(reached, then, string=string):
                     return reached
                 following.setdefault(then, (reached, trial, then))
         layer = list(following.values())[:_MAX_LAYER]
     return None
+
+
+def _closes(path: bytes, may: bytes, *, string: bool) -> bool:
+    """Whether what is open can be closed behind ``path``, where ``may`` can come."""
+    if not string:
+        return any(value in may for value in _CLOSING)
+    return 0x22 in may and (len(path) - len(path.rstrip(b"\\"))) % 2 == 0
