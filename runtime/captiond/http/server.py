@@ -42,6 +42,7 @@ class HttpServer:
         services.server = config
         self._latest = Latest()
         self._watchers = Watchers(lambda: services.server.max_watchers)
+        self._pictures = Pictures(services, self._latest, self._watchers)
         self._further = tuple(further)
         self._routes: dict[web.AbstractRoute, Route] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -165,7 +166,7 @@ class HttpServer:
             *Page().routes(),
             *Health(services, self._latest, exposition).routes(),
             *State(services, self._latest).routes(),
-            *Pictures(services, self._latest, self._watchers).routes(),
+            *self._pictures.routes(),
             *control.routes(),
             *Streams(services, feed, self._watchers, control).routes(),
             *Login(gate, self._watchers, self._clock).routes(),

@@ -15,7 +15,7 @@ from aiohttp import HttpVersion11, WSMsgType, web
 from runtime.captiond.events import EVENT_TYPES
 from runtime.captiond.http.control import Control
 from runtime.captiond.http.errors import HttpError
-from runtime.captiond.http.feed import Choice, Feed, Framing, Listener
+from runtime.captiond.http.feed import Choice, Feed, Framing, Listener, framed
 from runtime.captiond.http.gate import who_of
 from runtime.captiond.http.json_text import dump_json
 from runtime.captiond.http.route import Route
@@ -53,11 +53,12 @@ class Streams:
                 response.enable_chunked_encoding()
             response.force_close()
             await response.prepare(request)
-            replayed, greeting = self._feed.replay(request.headers.get("Last-Event-ID"), choice)
+            await response.write(RETRY)
             watcher.connection.hang_up_hearing()
-            # The head and the greeting by aiohttp, what follows by the feed, which frames it once for all.
+            # From here on the feed writes, which frames events once for all. Nothing is published in between.
+            replayed, greeting = self._feed.replay(request.headers.get("Last-Event-ID"), choice)
             joined = Listener(watcher, choice, framing)
-            await response.write(RETRY + self._feed.greeting(greeting, framing))
+            watcher.write(framed(self._feed.greeting(greeting, framing), framing))
             self._feed.join(joined, replayed)
             try:
                 await watcher.gone.wait()
