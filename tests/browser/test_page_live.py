@@ -184,3 +184,26 @@ def test_the_page_comes_back_after_the_daemon_has_been_restarted(page: Browser, 
         ), "both in the history")  # fmt: skip
     finally:
         again.close()
+
+
+def test_a_state_that_events_have_overtaken_changes_nothing(page: Browser, server: StandIn) -> None:
+    first = server.started("yard")
+    server.publish(first, server.delta(first, "first ", 0))
+    page.wait_text(".caption", "first ")
+    stale = {key: first[key] for key in ("caption", "frame", "prompt_id", "prompt")} | {"text": "first ", "index": 0}
+    server.publish(server.finished(first, "first one"))
+    second = server.started("yard")
+    server.publish(second, server.delta(second, "second ", 0))
+    page.wait_text(".caption", "second ")
+    for live in (stale, None):
+        server.state["sources"][0].update(live=live, caption=None)
+        asked = server.requests.count("GET /api/state")
+        page.find(".pause").click()  # asks for the state
+        page.wait(lambda n=asked: server.requests.count("GET /api/state") > n, "a state")
+    server.publish(server.delta(second, "caption ", 1))
+    page.wait_text(".caption", "second caption ")
+    server.publish({"type": "missed", "count": 3})
+    page.wait_text(".history .text", "first one")
+    server.publish(server.finished(second, "second caption here"))
+    page.wait_text(".caption", "second caption here")
+    page.wait_text(".facts", "tokens/s")

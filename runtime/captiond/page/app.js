@@ -38,6 +38,7 @@ class App {
     this.connection = new Connection({
       state: (state) => this.#state(state),
       event: (event) => this.#event(event),
+      missed: () => this.#cutOff(),
       link: (words, waitMs) => this.#link(words, waitMs),
     });
     this.#wire();
@@ -135,12 +136,16 @@ class App {
     document.body.dataset.connection = words;
     this.header.link(words, waitMs);
     if (words === "open") for (const card of this.cards.values()) this.#history(card);
-    if (words === "lost") for (const card of this.cards.values()) card.source.cutOff();
+    if (words === "lost") this.#cutOff();
     if (words === "login") {
       $("#login .error").textContent = "";
       open($("#login"));
     }
     this.#pictures();
+  }
+
+  #cutOff() {
+    for (const card of this.cards.values()) card.source.cutOff();
   }
 
   async #history(card) {

@@ -206,7 +206,8 @@ export class Card {
   }
 
   #framed(seq, ageMs) {
-    this.frame = { seq, ageMs, atMs: performance.now() };
+    // Without a word of its age it is as old as the one before: the daemon could not tell in time.
+    this.frame = { seq, ageMs: Number.isFinite(ageMs) || !Number.isFinite(seq) ? ageMs : this.frame.ageMs, atMs: performance.now() };
   }
 
   #stamp(nowMs) {

@@ -10,7 +10,7 @@ const REST_AFTER_MS = 60000;
 const BACKOFF_MS = [500, 1000, 2000, 4000, 5000];
 
 export class Connection {
-  // `on`: state(value), event(value), link(words: "connecting" | "open" | "lost" | "login", waitMs)
+  // `on`: state(value), event(value), missed(), link(words: "connecting" | "open" | "lost" | "login", waitMs)
   constructor(on) {
     this.on = on;
     this.stream = null;
@@ -66,7 +66,10 @@ export class Connection {
     };
     this.stream.onerror = () => this.#lost(round);
     // The daemon keeps only so much for a slow reader; the state has what was lost.
-    this.stream.addEventListener("missed", () => this.#sync(round).then((fine) => fine && this.on.link("open")));
+    this.stream.addEventListener("missed", () => {
+      this.on.missed();
+      this.#sync(round).then((fine) => fine && round === this.round && this.on.link("open"));
+    });
     for (const type of TYPES) this.stream.addEventListener(type, (message) => this.#event(message));
   }
 

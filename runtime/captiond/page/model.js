@@ -63,20 +63,13 @@ export class Source {
     this.facts = facts;
     this.rules = new Map((facts.rules ?? []).map((rule) => [rule.name, Boolean(rule.active)]));
     this.retryAtMs = Number.isFinite(facts.retry_in_s) ? nowMs + facts.retry_in_s * 1000 : NaN;
-    const last = facts.caption ? Caption.of(facts.caption) : null;
-    if (last && (this.newest === null || last.frame.capture_unix > this.newest.frame.capture_unix)) this.#begin(last);
-    else if (last && last.key === this.newest.key && !this.newest.done) this.newest.finish(facts.caption);
-    const live = facts.live;
-    if (!live || !live.frame) {
-      if (this.newest && !this.newest.done) this.newest.over = true; // its end was missed
-      return;
-    }
-    const running = new Caption(live.caption, live.frame, live.prompt_id, live.prompt);
-    if (this.newest === null || this.newest.key !== running.key) this.#begin(running);
-    if (!this.newest.over && live.index >= this.newest.index) {
-      this.newest.text = live.text;
-      this.newest.index = live.index;
-    }
+    if (facts.caption) this.#ended(facts.caption);
+    if (!facts.live) return;
+    const { caption: id, frame, prompt_id: promptId, prompt, text, index } = facts.live;
+    const running = new Caption(id, frame, promptId, prompt);
+    if (this.#isNewer(frame)) this.#begin(running);
+    if (this.newest.key !== running.key || this.newest.done || index < this.newest.index) return;
+    Object.assign(this.newest, { text, index, over: false });
   }
 
   apply(event, nowMs) {
@@ -86,7 +79,10 @@ export class Source {
     } else if (event.type === "caption_delta") {
       running?.add(event.text, event.index);
     } else if (event.type === "caption") {
-      this.#finished(event, running);
+      this.#ended(event);
+      this.trouble = "";
+      this.facts.caption = event;
+      this.remember(event);
     } else if (event.type === "caption_failed") {
       if (running) running.over = true;
       this.trouble = `${event.error}: ${event.message}`;
@@ -104,12 +100,14 @@ export class Source {
     this.newest = caption;
   }
 
-  #finished(event, running) {
-    if (running) running.finish(event);
-    else if (this.newest === null || event.frame.capture_unix > this.newest.frame.capture_unix) this.#begin(Caption.of(event));
-    this.trouble = "";
-    this.facts.caption = event;
-    this.remember(event);
+  #ended(event) {
+    if (this.#isNewer(event.frame)) this.#begin(Caption.of(event));
+    else if (this.newest.key === keyOf(event) && !this.newest.done) this.newest.finish(event);
+  }
+
+  // Answers of /api/state and events overtake each other: what is older than what is here changes nothing.
+  #isNewer(frame) {
+    return this.newest === null || frame.capture_unix > this.newest.frame.capture_unix;
   }
 
   remember(event) {
