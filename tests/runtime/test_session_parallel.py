@@ -9,6 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from runtime import startup
+from runtime.budget import Budget
+from runtime.bundle import Manifest
 from runtime.errors import DeadlineError, DeviceLostError, EngineError, InputError, UsageError
 from runtime.pipeline import PREFILL_CHUNK
 from runtime.session import Session
@@ -308,3 +311,32 @@ def test_a_watch_asks_with_its_share_and_form(rig_of: RigOf) -> None:
     with rig.session.watch("synthetic://?frames=2", "go", every_frame=True, priority=3, weight=2.0) as watch:
         assert [caption.text for caption in watch] == ["fine", "fine"]
     assert [(each["priority"], each["weight"], each["constraint"]) for each in asked] == [(3, 2.0, None)] * 2
+
+
+def test_the_memory_budget_counts_every_slot(rig_of: RigOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    budget = startup.memory_budget
+
+    def noted(manifest: Manifest, *, slots: int, **options: str) -> Budget:
+        counted.append(slots)
+        return budget(manifest, slots=slots, **options)
+
+    monkeypatch.setattr(startup, "memory_budget", noted)
+    monkeypatch.setattr(startup, "available_memory", lambda: 1 << 50)
+    rig_of(parallel=3, chats=2)
+    assert counted == [5]
+
+
+def test_steps_count_units_of_work(rig_of: RigOf) -> None:
+    rig = rig_of(saying("abc"), context=3000)
+    before = rig.session.steps
+    rig.session.generate("y" * 1200, [picture(1), picture(2)])
+    # Two pictures, three chunks (the last one with the first letter), then a step each for b, c and the end.
+    rig.session.memory_report()  # what it waits for has been counted; it counts itself once it is through
+    assert rig.session.steps - before in (8, 9)
+
+
+def test_bytes_of_an_answers_tokens_are_its_text(rig_of: RigOf) -> None:
+    session = rig_of(saying("a réd circle")).session
+    answer = session.generate("go")
+    assert b"".join(map(session.token_bytes, answer.token_ids)) == answer.text.encode()
