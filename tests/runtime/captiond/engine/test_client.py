@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -107,9 +108,15 @@ def test_shared_images_reach_the_engine_and_their_files_stay_the_callers() -> No
                         await made.client.ask(ask).result()
                 else:
                     assert (await made.client.ask(ask).result()).text == text
+            files = Path(f"/proc/{made.client.pid}/fd")
+            open_before = len(list(files.iterdir()))
+            ask = Ask("chat", (AskMessage("user", (0, "?")),), (SharedImage(file, 5, 7),))
+            for _ in range(3):
+                await made.client.ask(ask).result()
+            assert len(list(files.iterdir())) == open_before
             os.close(file)
             with pytest.raises(EngineError, match="cannot be handed"):
-                await made.client.ask(Ask("chat", (), (SharedImage(file, 5, 7),))).result()
+                await made.client.ask(ask).result()
             assert (await made.client.ask(chat()).result()).text == "a stand-in saw nothing"
 
     asyncio.run(main())

@@ -141,6 +141,18 @@ def test_idle_engine_is_not_a_hang_and_a_stopped_one_is() -> None:
     asyncio.run(main())
 
 
+def test_time_of_an_idle_engine_does_not_count_against_its_next_answer() -> None:
+    async def main() -> None:
+        async with engine(stand_in_command(), settings=EngineSettings(hang_s=20, deadline_s=600)) as made:
+            await made.pass_time(15)
+            os.kill(made.client.pid or 0, signal.SIGSTOP)  # it will not even say that it begins
+            made.client.ask(chat())
+            await made.pass_time(15)
+            assert made.client.answering
+
+    asyncio.run(main())
+
+
 def test_daemon_that_was_stopped_itself_does_not_blame_the_engine() -> None:
     class Jumping(ManualClock):
         def jump(self, seconds: float) -> None:
