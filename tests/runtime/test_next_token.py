@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import startup
+from runtime.clock import StageClock
+from runtime.constraint import Constraint, Matcher
 from runtime.decoder import SamplingDecoder
 from runtime.errors import EngineError, InputError
 from runtime.next_token import FORCED_AT_ONCE, Ahead
+from runtime.prompt import EncodedPrompt
+from runtime.request import Request
 from runtime.sampling import Draws, Sampler
+from runtime.text_stream import Control
 from runtime.types import GenerationParams
 from tests.runtime.fakes import STOP_ID, VOCAB, FakeDecoder, Rig, ids_of, rig_of  # noqa: F401 - a fixture
 from tests.runtime.test_session_parallel import Hold, forever
@@ -99,6 +104,12 @@ def test_an_answer_has_the_form_and_forced_tokens_share_one_decoder_step(rig_of:
 def plain(rows: np.ndarray) -> np.ndarray:
     """Logits that depend on everything, all finite."""
     return np.random.default_rng(int(np.abs(rows).sum() * 1000)).normal(size=VOCAB).astype(np.float32)
+
+
+def test_the_stand_in_is_a_form() -> None:
+    form: Constraint = Words("a")
+    matcher: Matcher = form.matcher("{" + " " * 1000, VOCAB, [STOP_ID], 1)
+    assert isinstance(matcher, Follower) and not matcher.done
 
 
 def test_each_forced_token_has_the_logprob_that_the_model_gives_it(rig_of: RigOf) -> None:
@@ -318,7 +329,9 @@ def test_entering_for_another_request_closes_what_is_under_way() -> None:
     decoder = SamplingFake(50, None)
     decoder._logits = lambda slot: plain(np.stack(decoder.rows[slot]))
     decoder.open(1)
-    ahead, one, two = Ahead(decoder), object(), object()
+    ahead = Ahead(decoder)
+    prompt = EncodedPrompt(np.array([5], np.int64), (), ())
+    one, two = (Request(GenerationParams(), Control(), StageClock(), [], (), prompt) for _ in range(2))
     sampler = Sampler(GenerationParams(), VOCAB)
     ahead.next(one, 0, 5, sampler)
     ahead.enter(one)
