@@ -67,14 +67,24 @@ def open_unbuffered(
     loop: bool = False,
     clock: Clock | None = None,
     max_pixels: int = MAX_FRAME_PIXELS,
+    threads: int = 0,
 ) -> Source:
     """`open_source` for a reader that keeps up and has a place for the newest frame itself: no thread, no mailbox.
 
-    max_pixels: videos with larger frames are refused before one is delivered.
+    max_pixels: videos with larger frames are refused before one is delivered. threads: that decode a video, each with
+    frames of its own in memory; 0: as many as there are cores.
     """
     parsed = parse_uri(uri)
     if parsed.scheme == "file":
-        return _open_path(parsed, every_frame, loop, clock, max_pixels)
+        return _picture(parsed, loop, clock) or VideoSource(
+            Path(parsed.path),
+            parsed.name,
+            every_frame=every_frame,
+            loop=loop,
+            clock=clock,
+            max_pixels=max_pixels,
+            threads=threads,
+        )
     if parsed.scheme == "synthetic":
         return SyntheticSource(parsed, every_frame=every_frame, loop=loop, clock=clock)
     if parsed.scheme == "rosbag":
@@ -82,7 +92,8 @@ def open_unbuffered(
     return open_registered(parsed, SourceOptions(every_frame=every_frame, loop=loop))
 
 
-def _open_path(uri: SourceUri, every_frame: bool, loop: bool, clock: Clock | None, max_pixels: int) -> Source:
+def _picture(uri: SourceUri, loop: bool, clock: Clock | None) -> Source | None:
+    """A source of pictures; None for a video. Raises SourceError for a file that is neither."""
     path = Path(uri.path)
     if path.is_dir() or is_glob(str(path)):
         return PictureSource(uri.name, picture_paths(str(path)), loop=loop, clock=clock)
@@ -90,7 +101,7 @@ def _open_path(uri: SourceUri, every_frame: bool, loop: bool, clock: Clock | Non
     if picture_format(head):
         return PictureSource(uri.name, [path], loop=loop, clock=clock)
     if container_of(head):
-        return VideoSource(path, uri.name, every_frame=every_frame, loop=loop, clock=clock, max_pixels=max_pixels)
+        return None
     what = "an empty file" if not head else "neither a picture nor a video of a known format"
     raise SourceError(
         f"{path}: {what}", hint="pictures: JPEG, PNG, WebP, BMP, GIF; videos: MP4, MKV, AVI, MPEG and others"

@@ -17,10 +17,14 @@ _DAMAGED = "play it with another program; if that fails too, copy or convert it 
 
 
 class Capture:
-    """One pass over a video file, frame by frame. Rotation of the container is applied."""
+    """One pass over a video file, frame by frame. Rotation of the container is applied.
 
-    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> None:
+    threads: that decode, each with frames of its own in memory; 0: as many as there are cores.
+    """
+
+    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS, threads: int = 0) -> None:
         self._path = path
+        self._threads = threads
         self._max_pixels = max_pixels
         self._cv2 = load_cv2()
         self._capture = self._open()
@@ -52,13 +56,19 @@ class Capture:
 
     def _open(self) -> Any:
         for backend in (self._cv2.CAP_FFMPEG, self._cv2.CAP_ANY):
-            capture = self._cv2.VideoCapture(str(self._path), backend)
+            capture = self._cv2.VideoCapture(str(self._path), backend, self._options(backend))
             if capture.isOpened():
                 return self._checked(capture)
             capture.release()
         raise SourceError(
             f"{self._path}: the video cannot be opened (damaged, cut short or of unknown coding)", hint=_DAMAGED
         )
+
+    def _options(self, backend: int) -> list[int]:
+        threads = getattr(self._cv2, "CAP_PROP_N_THREADS", None)  # OpenCV 4.8 has it
+        if threads is None or not self._threads or backend != self._cv2.CAP_FFMPEG:
+            return []
+        return [int(threads), self._threads]
 
     def _checked(self, capture: Any) -> Any:
         width, height = (int(capture.get(n)) for n in (self._cv2.CAP_PROP_FRAME_WIDTH, self._cv2.CAP_PROP_FRAME_HEIGHT))

@@ -40,14 +40,15 @@ class VideoSource(FrameSource):
         loop: bool = False,
         clock: Clock | None = None,
         max_pixels: int = MAX_FRAME_PIXELS,
+        threads: int = 0,
     ) -> None:
         super().__init__(name, live=not every_frame, clock=clock)
         check_video(path)
         self._path = path
-        self._max_pixels = max_pixels
+        self._limits = (max_pixels, threads)
         self._loop = loop
         self._missing_bytes = missing_bytes(path)
-        self._capture: Capture | None = Capture(path, max_pixels)
+        self._capture: Capture | None = Capture(path, *self._limits)
         self._fps = self._capture.fps
         self._pace = None if every_frame else Pace(self._fps, self._clock)
         self._seq = 0
@@ -90,7 +91,7 @@ class VideoSource(FrameSource):
         if not self._loop or self._stop.is_set():
             return None
         self._round_start = self._seq
-        self._capture = Capture(self._path, self._max_pixels)
+        self._capture = Capture(self._path, *self._limits)
         self._pending = self._read()
         return self._next() if self._pending else None
 

@@ -33,8 +33,8 @@ _WORDS = (
 
 def permit(protocols: str, **options: str) -> None:
     """Set what the next open may use. Nothing secret: a variable of this process, set after it began, so that not even
-    /proc shows it. One decoding thread: the frames of more would wait in them, and cost memory."""
-    pairs = {"threads": "1", "protocol_whitelist": protocols, **options}
+    /proc shows it."""
+    pairs = {"protocol_whitelist": protocols, **options}
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "|".join(f"{name};{value}" for name, value in pairs.items())
 
 

@@ -84,13 +84,15 @@ def _stream(cv2: Any, plan: Plan) -> Any:
         raise CaptureFailed("unsupported", f"{plan.uri!r}: not the address of a stream")
     layers = {"rtsp": "rtsp,rtp,rtcp,tcp,udp", "rtsps": "rtsps,rtsp,rtp,rtcp,tls,tcp,udp"}[plan.scheme]
     ffmpeg.permit(layers, rtsp_transport=plan.transport, allowed_media_types="video", **_QUICK)
-    timeouts = [
+    options = [
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
         round(plan.open_timeout_s * 1000),
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,
         round(READ_TIMEOUT_S * 1000),
     ]
-    return cv2.VideoCapture(_with_credentials(plan), cv2.CAP_FFMPEG, timeouts)
+    if hasattr(cv2, "CAP_PROP_N_THREADS"):  # frames wait in decoding threads, and cost memory there
+        options += [cv2.CAP_PROP_N_THREADS, 1]
+    return cv2.VideoCapture(_with_credentials(plan), cv2.CAP_FFMPEG, options)
 
 
 def _with_credentials(plan: Plan) -> str:

@@ -32,7 +32,7 @@ def run(plan: Plan, delivery: Delivery) -> None:
     ffmpeg.silence()
     try:
         with open_unbuffered(
-            plan.uri, every_frame=plan.every_frame, loop=plan.loop, max_pixels=plan.max_pixels
+            plan.uri, every_frame=plan.every_frame, loop=plan.loop, max_pixels=plan.max_pixels, threads=1
         ) as source:
             for frame in _readable(source):
                 height, width = frame.rgb.shape[:2]

@@ -49,6 +49,7 @@ _MAX_SLOT_BYTES = 3 * MAX_SIDE_PX * MAX_SIDE_PX
 _MAX_PINS = 255
 _MAX_NUMBER = 2**62
 _TRIES = 32
+_USUAL_SLOTS = 3
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -316,6 +317,9 @@ class Ring:
         """A slot that nobody reads and that is not the newest, marked as being written."""
         newest = self._newest()
         by_age = sorted((generation, slot) for slot, generation in self._generations())
+        fresh = [place for place in by_age if not place[0]]
+        if self.slots - len(fresh) >= _USUAL_SLOTS:  # memory is taken for more only when these are pinned
+            by_age = by_age[len(fresh) :] + fresh
         for generation, slot in by_age:
             at = _base(slot)
             if (newest is not None and slot == newest[0]) or self._words[at + _PINS]:

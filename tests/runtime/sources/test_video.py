@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError, SourceError
-from runtime.sources import open_source, sample_video
+from runtime.sources import open_source, open_unbuffered, sample_video
 from runtime.sources.containers import container_of, missing_bytes
 from runtime.sources.opencv import Capture
 from runtime.sources.source import Clock
@@ -137,12 +137,16 @@ def test_a_frame_that_cannot_be_decoded_is_left_out_and_keeps_its_number(
         assert [frame.seq for frame in source][:5] == [0, 1, 2, 5, 6]
 
 
-def test_large_frames_are_refused_before_the_first_is_decoded(
-    clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("runtime.sources.opencv.MAX_FRAME_PIXELS", 64 * 48 - 1)
+def test_large_frames_are_refused_before_the_first_is_decoded(clips: dict[str, Path]) -> None:
     with pytest.raises(SourceError, match="frames of 64x48 px, the limit is 3,071 pixels"):
-        open_source(clips[".avi"])
+        open_unbuffered(clips[".avi"], max_pixels=64 * 48 - 1)
+
+
+def test_the_number_of_decoding_threads_changes_no_frame(clips: dict[str, Path]) -> None:
+    with open_source(clips[".avi"], every_frame=True) as usual:
+        with open_unbuffered(clips[".avi"], every_frame=True, threads=1) as lean:
+            pairs = [(first.rgb, second.rgb) for first, second in zip(usual, lean, strict=True)]
+    assert pairs and all(np.array_equal(first, second) for first, second in pairs)
 
 
 def test_opencv_is_named_when_it_is_missing(clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
