@@ -26,8 +26,10 @@ def run(options: argparse.Namespace) -> int:
     if options.check_config:
         return _check(config)
     from runtime.captiond.daemon import Daemon
+    from runtime.captiond.frugal import give_memory_back
     from runtime.captiond.logs import configure_logs
 
+    give_memory_back()
     redactor = configure_logs(config.log.level, sys.stderr)
     daemon = Daemon(config, lambda: configuration(options), os.environ, redactor)
     return asyncio.run(daemon.run())

@@ -21,6 +21,7 @@ from runtime.captiond.clock import Clock
 from runtime.captiond.config import Config, reloadable
 from runtime.captiond.engine.client import EngineClient
 from runtime.captiond.events import Notice
+from runtime.captiond.frugal import let_go_of_code
 from runtime.captiond.http.server import HttpServer
 from runtime.captiond.http.services import About, Services
 from runtime.captiond.keeper import Keeper
@@ -146,6 +147,7 @@ class Daemon:
             await self._engine.wait_answering()
         finally:
             loading.cancel()
+        let_go_of_code()
         self._notifier.ready(f"watching {len(self.sources)} sources with {self._engine.model}")
 
     def _begin_outputs(self) -> None:

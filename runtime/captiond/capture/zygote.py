@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Sequence
 
 from runtime.captiond.capture import confine, messages
+from runtime.captiond.frugal import give_memory_back, let_go_of_code
 
 # What may be started, the name that `ps` shows, and how early it goes when the machine's memory ends.
 KINDS = {
@@ -126,6 +127,7 @@ def _run(kind: str, fds: list[int], parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Load what children use, then serve."""
+    give_memory_back()
     sock = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(sock.fileno(), False)
     for name in _PRELOADED:
@@ -135,6 +137,7 @@ def main(arguments: Sequence[str]) -> int:
             _log.warning("%s cannot be loaded: %s", name, problem)
     gc.collect()
     gc.freeze()
+    let_go_of_code()
     Zygote(sock).serve()
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.server import Loader, Model, Server
+from runtime.captiond.frugal import give_memory_back, let_go_of_code
 
 EXIT_GAVE_UP = 4
 OOM_SCORE = 300  # when memory ends captures go first, then the engine, the daemon last
@@ -50,6 +51,7 @@ def run(load: Loader, end: socket.socket) -> None:
 
 def settle_in() -> None:
     """Die with the daemon; be taken before it when memory ends; leave Ctrl-C of a terminal to it."""
+    give_memory_back()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     score = Path("/proc/self/oom_score_adj")
@@ -67,7 +69,9 @@ async def _serve(load: Loader, end: socket.socket) -> bool:
 def _load(settings: EngineSettings, captions: int) -> Model:
     from runtime.captiond.engine.model import load
 
-    return load(settings, captions)
+    model = load(settings, captions)
+    let_go_of_code()
+    return model
 
 
 if __name__ == "__main__":
