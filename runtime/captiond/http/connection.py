@@ -100,7 +100,8 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """A request that the parser refused, or a fault outside the gate: a plain word, nothing of the input."""
         text = "bad request" if status < 500 else "internal error"
-        response = web.Response(status=status, text=text, headers={"X-Content-Type-Options": "nosniff"})
+        headers = {"X-Content-Type-Options": "nosniff", "Server": "jetson-vlm"}
+        response = web.Response(status=status, text=text, headers=headers)
         response.force_close()
         return response
 

@@ -1,4 +1,4 @@
-"""Watchers that stop reading, trickle or vanish: they are cut off in time, cost bounded memory, and nobody else notices."""
+"""Watchers that stop reading or vanish: they are cut off in time, cost bounded memory, and nobody else notices."""
 
 from __future__ import annotations
 

@@ -215,7 +215,8 @@ def test_a_websocket_gives_the_same_events_and_takes_control_messages() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    ["", "{", "[]", "null", "5", '{"do":1}', '{"do":"pause"}', '{"do":"pause","source":5}', '{"do":"fly","source":"door"}',
+    ["", "{", "[]", "null", "5", '{"do":1}', '{"do":"pause"}', '{"do":"pause","source":5}',
+     '{"do":"fly","source":"door"}',
      '{"do":"pause","source":"nowhere"}', '{"do":"pause","source":"door","x":1}', '{"do":"pause","do":"resume"}',
      '{"do":"cadence","source":"door","captions_per_s":NaN}', '{"do":"prompts","source":"door","prompts":[]}',
      "[" * 30_000, '{"do":"pause","source":"door","id":' + "9" * 5000 + "}"],
