@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 from runtime.captiond.bus import Bus
-from runtime.captiond.captioner import Captioner
+from runtime.captiond.captioning import Captioner
 from runtime.captiond.capture.attempt import CaptureLauncher
 from runtime.captiond.capture.supervisor import SourceRunner
 from runtime.captiond.clock import Clock

@@ -153,7 +153,7 @@ class CaptionerStatsView(Protocol):
 
 
 class CaptionerView(Protocol):
-    """`runtime.captiond.captioner.Captioner`."""
+    """`runtime.captiond.captioning.Captioner`."""
 
     @property
     def stats(self) -> CaptionerStatsView: ...

@@ -174,7 +174,7 @@ def test_engine_loads_no_library_of_pictures_or_of_the_network() -> None:
 CLIENT = """
 import sys
 from runtime.captiond.engine import client, messages
-from runtime.captiond import captioner
+from runtime.captiond import captioning
 print(sorted(name for name in sys.modules))
 """
 
@@ -182,7 +182,7 @@ print(sorted(name for name in sys.modules))
 def test_client_and_captioner_need_no_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", CLIENT], cwd=ROOT, capture_output=True, text=True, check=True)
     modules = set(json.loads(done.stdout.replace("'", '"')))
-    assert "runtime.captiond.captioner" in modules
+    assert "runtime.captiond.captioning.captioner" in modules
     assert modules.isdisjoint({"numpy", "cv2", "PIL", "onnxruntime", "tokenizers", "runtime.session", "runtime.types"})
 
 

@@ -10,12 +10,17 @@ from runtime.captiond.config.settings import PromptSettings, SourceSettings
 from runtime.captiond.events import CaptionFinished, FrameFacts
 
 YES_NO = ("yes", "no")
+CHAT_PRIORITY = 0
 DEFAULT_PROMPT = PromptSettings(id="describe", text="Describe the image.")
 _NS_PER_MS = 1e6
 
 
-def question(source: SourceSettings, prompt: PromptSettings, after_seq: int) -> Ask:
-    """Ask ``prompt`` about the newest frame of ``source`` above ``after_seq``."""
+def question(source: SourceSettings, prompt: PromptSettings, after_seq: int, *, paced: bool) -> Ask:
+    """Ask ``prompt`` about the newest frame of ``source`` above ``after_seq``.
+
+    ``paced``: captions come at a cadence, which leaves time for others; one after the other with a priority above that
+    of chats would leave them none, so then they share by weight.
+    """
     system = () if prompt.system is None else (AskMessage("system", (prompt.system,)),)
     params: dict[str, object] = {"max_new_tokens": prompt.max_new_tokens, "temperature": prompt.temperature}
     if prompt.seed is not None:
@@ -26,7 +31,7 @@ def question(source: SourceSettings, prompt: PromptSettings, after_seq: int) -> 
         pictures=(NewestFrame(source.name, after_seq),),
         params=params,
         constraint=_constraint(prompt),
-        priority=source.priority,
+        priority=source.priority if paced else min(source.priority, CHAT_PRIORITY),
         weight=source.weight,
     )
 

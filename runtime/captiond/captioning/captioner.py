@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.captiond.asks import Ask, AskResult
-from runtime.captiond.captioner_album import Album, HistoryEntry, PicturesView
-from runtime.captiond.captioner_answers import DEFAULT_PROMPT, caption, field_value, question
-from runtime.captiond.captioner_turns import Cadence, Rotation
+from runtime.captiond.captioning.album import Album, HistoryEntry, PicturesView
+from runtime.captiond.captioning.answers import DEFAULT_PROMPT, caption, field_value, question
+from runtime.captiond.captioning.turns import Cadence, Rotation
 from runtime.captiond.capture.ring import FrameHeader, Ring
 from runtime.captiond.capture.waiting import end_tasks
 from runtime.captiond.clock import NS_PER_S, Clock
@@ -243,7 +243,8 @@ class Captioner:
         rotation = self._rotation  # a caption that fails rests where it came from, also when prompts change meanwhile
         before = self._last_seq
         try:
-            self._asked = self._engine.ask(question(self.settings, prompt, self._last_seq))
+            paced = self._cadence.per_s > 0 or self._rotation.paced
+            self._asked = self._engine.ask(question(self.settings, prompt, self._last_seq, paced=paced))
             await self._write(number, prompt, self._asked)
             rotation.answered(prompt)
         except SourceError:  # its frame is gone: the source was lost in between, and will soon say so itself

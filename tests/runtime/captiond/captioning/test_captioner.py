@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runtime.captiond.asks import Ask, AskDelta, AskResult, NewestFrame
-from runtime.captiond.captioner import Captioner
-from runtime.captiond.captioner_answers import DEFAULT_PROMPT
+from runtime.captiond.captioning import Captioner
+from runtime.captiond.captioning.answers import DEFAULT_PROMPT
 from runtime.captiond.capture.ring import FrameHeader, Ring
 from runtime.captiond.config.settings import PromptSettings, RuleSettings, SourceSettings
 from runtime.captiond.engine.asked import Asked
@@ -205,7 +205,7 @@ def play(story: Callable[[], Awaitable[None]]) -> None:
 
 def test_caption_carries_its_frame_its_ages_and_its_prompt() -> None:
     async def story() -> None:
-        world = World(priority=7, weight=2.0)
+        world = World(priority=7, weight=2.0, captions_per_s=1)
         async with running(world) as captioner:
             world.frames.show(3)
             captured = world.clock.now_ns()
@@ -229,6 +229,27 @@ def test_caption_carries_its_frame_its_ages_and_its_prompt() -> None:
             assert (ask.kind, ask.priority, ask.weight, ask.constraint) == ("caption", 7, 2.0, None)
             assert ask.messages[0].parts == (0, DEFAULT_PROMPT.text)
             assert captioner.stats.captions == 1 and captioner.stats.tokens == 2
+
+    play(story)
+
+
+def test_captions_at_full_speed_leave_the_chats_their_share() -> None:
+    async def story() -> None:
+        world = World(priority=7)
+        async with running(world) as captioner:
+            world.frames.show()
+            await world.clock.advance(0.5)
+            captioner.set_cadence(4)
+            await world.film(0.5)
+            captioner.set_cadence(0)
+            captioner.set_prompts([PromptSettings(id="rare", text="?", every_s=0.2)])
+            await world.film(0.5)
+            captioner.set_prompts([PromptSettings(id="rare", text="?", every_s=0.2), PERSON])
+            await world.film(0.5)
+            priorities = [ask.priority for ask in world.engine.asks]
+            assert priorities[0] == priorities[-1] == 0 and 7 in priorities
+            rare = [ask.priority for ask in world.engine.asks if ask.messages[0].parts[1] == "?"]
+            assert rare[0] == 7
 
     play(story)
 

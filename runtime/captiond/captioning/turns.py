@@ -46,6 +46,11 @@ class Rotation:
         self._rest_s = [_FIRST_REST_S] * len(prompts)
         self._last = len(prompts) - 1
 
+    @property
+    def paced(self) -> bool:
+        """Whether there are times at which no prompt is due."""
+        return all(prompt.every_s > 0 for prompt in self.prompts)
+
     def wait_ns(self, now_ns: int) -> int:
         """Nanoseconds until a prompt is due, 0 when one is."""
         return min(self._wait_ns(index, now_ns) for index in range(len(self.prompts)))
