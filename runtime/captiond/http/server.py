@@ -29,6 +29,7 @@ from runtime.captiond.http.services import Services
 from runtime.captiond.http.state import State
 from runtime.captiond.http.streams import Streams
 from runtime.captiond.http.watchers import Watchers
+from runtime.captiond.openai.routes import routes as openai_routes
 from runtime.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ class HttpServer:
             *control.routes(),
             *Streams(services, feed, self._watchers, control).routes(),
             *Login(gate, self._watchers, self._clock).routes(),
+            *openai_routes(services),
             *self._further,
         ]
 
