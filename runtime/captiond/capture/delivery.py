@@ -13,7 +13,7 @@ from runtime.captiond.capture.failures import CaptureFailed
 from runtime.captiond.capture.plan import Plan
 from runtime.captiond.capture.ring import Kind, Ring
 
-_SAY_S = 5.0
+_SAY_S = 5
 _FULL_S = 0.005
 _MAX_STAMP_AGE_NS = 5_000_000_000
 
@@ -28,7 +28,7 @@ class Delivery:
         self._cv2 = cv2
         self.delivered = 0
         self.is_open = False
-        sock.settimeout(_SAY_S)
+        messages.patient(sock, _SAY_S)
 
     def opened(self, width: int, height: int, fps: float | None, what: str) -> None:
         """Say that the source is open. Raises CaptureFailed for frames above the limit."""
@@ -93,11 +93,7 @@ class Delivery:
             return
 
     def _wait_next(self) -> None:
-        self._sock.settimeout(None)
-        try:
-            received = messages.receive(self._sock)
-        finally:
-            self._sock.settimeout(_SAY_S)
+        received = messages.receive(self._sock)
         if received is None:
             raise CaptureFailed("closed", "the daemon is gone")
 

@@ -26,7 +26,7 @@ from runtime.captiond.capture.gst_pipeline import Failure, Running, copy_rgb, wo
 from runtime.captiond.capture.ring import Kind, Ring
 
 _FAILED = 5
-_SAY_S = 5.0
+_SAY_S = 5
 _PULL_NS = 200_000_000
 _READ_TIMEOUT_S = 5.0
 _FULL_S = 0.005
@@ -43,7 +43,7 @@ class Capture:
         self._every_frame = arguments["every_frame"] is True
         self._seq = int(str(arguments["first_seq"]))
         self._opened = False
-        sock.settimeout(_SAY_S)
+        messages.patient(sock, _SAY_S)
 
     def run(self) -> None:
         """Deliver until the source ends. Raises Failure."""
@@ -110,9 +110,7 @@ class Capture:
             return
 
     def _wait_next(self) -> None:
-        self._sock.settimeout(None)
         received = messages.receive(self._sock)
-        self._sock.settimeout(_SAY_S)
         if received is None:
             raise Failure("closed", "the daemon is gone")
 

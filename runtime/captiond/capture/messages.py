@@ -9,6 +9,7 @@ import array
 import json
 import os
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 
 MAX_MESSAGE_BYTES = 65_536
@@ -34,6 +35,15 @@ def send(sock: socket.socket, message: Mapping[str, object], fds: Sequence[int] 
     """Send one message. Raises BlockingIOError when the socket is full and must not wait, OSError when it is closed."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
     sock.sendmsg([encoded(message)], rights, flags | socket.MSG_NOSIGNAL)
+
+
+def patient(sock: socket.socket, seconds: int) -> None:
+    """Let `send` wait at most so long for room; then it raises BlockingIOError.
+
+    By the kernel, not by ``settimeout``: with that, Python would wait in spite of MSG_DONTWAIT.
+    """
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
 
 
 def receive(sock: socket.socket, max_fds: int = 0, flags: int = 0) -> tuple[Message, list[int]] | None:
