@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from runtime.captiond.capture.ring import READER_PICTURES, Pinned, Ring, RingError
@@ -23,6 +24,7 @@ class Camera:
     """Draws frames of the rings that it was given, and compares scenes."""
 
     def __init__(self) -> None:
+        cv2.setNumThreads(1)  # the model needs the cores more than a picture does
         self.handlers: Mapping[str, Handler] = {
             "attach": self._attach, "detach": self._detach,
             "jpeg": self._jpeg, "keep": self._keep, "changed": self._changed,

@@ -2,10 +2,11 @@
 
 Both pictures become gray, 32 x 24 cells, each the mean of its pixels, so that noise averages out: a cell of a 640x480
 frame is the mean of 400 pixels. Then a change of exposure is taken out: brightness may have been multiplied by a
-factor within 0.5..2 and shifted by up to 64 of 255, both found from the cells that agree best. The measure is the
+factor within 0.5..2 and shifted by up to 32 of 255, both found from the cells that agree best. The measure is the
 share of cells that still differ by more than 10 of 255. So it reads as an area: 0.05 is a twentieth of the picture,
-0 nothing, 1 everything. It cannot see what is smaller than half a cell (1/1536 of the picture), nor a change of
-brightness that is the same everywhere; a light that is switched off is beyond the bounds of exposure, so it counts.
+0 nothing, 1 everything. It cannot see what is much smaller than a cell (1/768 of the picture), nor a change of
+brightness that is the same everywhere; where the whole picture is more than twice as dark or as bright as before, as
+when a light is switched, nothing is excused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy.typing as npt
 CELLS = (32, 24)
 DIFFERENT = 10.0
 _GAIN = (0.5, 2.0)
-_OFFSET = 64.0
+_OFFSET = 32.0
+_DARK = 8.0  # keeps noise in the dark from looking like a factor
 _ROUNDS = 4
 _BLACK, _WHITE = 2.0, 253.0
 
@@ -43,6 +45,9 @@ def difference(before: Scene, now: Scene) -> float:
 
 def _exposure(before: Scene, now: Scene) -> tuple[float, float]:
     """Factor and shift of brightness, by least squares over the half of the cells that fits best, found in rounds."""
+    brightness = (float(now.mean()) + _DARK) / (float(before.mean()) + _DARK)
+    if not _GAIN[0] <= brightness <= _GAIN[1]:
+        return 1.0, 0.0
     # Cells that are black or white in either picture have lost their brightness and tell nothing.
     usable = (before > _BLACK) & (before < _WHITE) & (now > _BLACK) & (now < _WHITE)
     x, y = before[usable], now[usable]
