@@ -56,7 +56,9 @@ class SourceSettings:
     )
     rules: tuple[RuleSettings, ...] = tables(RuleSettings, "rule", doc="rules on structured answers")
     captions_per_s: float = setting(0.0, doc="captions per second; 0: as many as the model can", low=0, high=120)
-    priority: int = setting(10, doc="higher goes first, token by token; chats have 0", low=-100, high=100)
+    priority: int = setting(
+        10, doc="higher goes first, token by token, where the source has a cadence; chats have 0", low=-100, high=100
+    )
     weight: float = setting(1.0, doc="share among sources of one priority", low=0, low_open=True, high=1000)
     paused: bool = setting(False, doc="begin paused: frames are taken, nothing is captioned")
     backend: str = setting("auto", doc="what decodes it", choices=("auto", "opencv", "gstreamer"))
@@ -95,7 +97,9 @@ class EngineSettings:
     )
     queue: int = setting(8, doc="chat requests that may wait; one more gets 429", low=0, high=1024)
     deadline_s: float = setting(60.0, doc="seconds that one answer may take", low=1, high=3600)
-    hang_s: float = setting(20.0, doc="seconds without a token before the engine counts as hung", low=1, high=600)
+    hang_s: float = setting(
+        60.0, doc="seconds without any step (a picture, a token) before the engine counts as hung", low=1, high=600
+    )
     load_s: float = setting(300.0, doc="seconds that loading may take", low=1, high=3600)
 
 

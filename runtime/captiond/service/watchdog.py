@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from runtime.captiond.clock import NS_PER_S, Clock
 from runtime.captiond.service.notify import Notifier
 
-WINDOW_DEFAULT_S = 20.0
+WINDOW_DEFAULT_S = 90.0
 
 
 class Watchdog:
