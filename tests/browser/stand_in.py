@@ -252,7 +252,9 @@ class StandIn:
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": "test", "param": None, "code": None}}, status=status)
+    return web.json_response(
+        {"error": {"message": message, "type": "test", "param": None, "code": None}}, status=status
+    )
 
 
 def serving(*arguments: Any, **settings: Any) -> Iterator[StandIn]:

@@ -117,7 +117,9 @@ def test_the_page_fits_and_can_be_pressed(browser: Browser, busy: StandIn, width
     columns = len(set(browser.js("return [...document.querySelectorAll('.card')].map((c) => c.offsetLeft)")))
     assert columns == {320: 1, 390: 1, 768: 1, 1440: 3, 2560: 4}[width]
     browser.press("f")  # one camera fills the width
-    browser.wait(lambda: browser.js("return document.querySelector('.card').offsetWidth") > 0.9 * (width - 64), "filled")
+    browser.wait(
+        lambda: browser.js("return document.querySelector('.card').offsetWidth") > 0.9 * (width - 64), "filled"
+    )
     assert browser.js("return [...document.querySelectorAll('.card')].filter((c) => !c.hidden).length") == 1
     assert browser.js("return document.documentElement.scrollWidth") <= width
     browser.press("e")
@@ -150,7 +152,9 @@ def test_a_screen_reader_hears_finished_captions_and_no_tokens(browser: Browser,
     begun = server.started("yard")
     server.publish(begun, *(server.delta(begun, f"w{i} ", i) for i in range(20)))
     browser.wait_text(".caption", "w19")
-    assert browser.js("return Boolean(document.querySelector('.caption').closest('[aria-live], [role=status]'))") is False
+    assert (
+        browser.js("return Boolean(document.querySelector('.caption').closest('[aria-live], [role=status]'))") is False
+    )
     assert browser.text("#spoken") == ""
     server.publish(server.finished(begun, "a <b>star</b>"))
     browser.wait(lambda: browser.text("#spoken") == "yard: a <b>star</b>", "the caption in the live region")

@@ -11,7 +11,14 @@ from tests.browser.chromium import Browser
 from tests.browser.stand_in import KEY, PROMPT, StandIn, source_state
 
 YARD = "/api/sources/yard"
-PERSON = {"id": "person", "text": "Is anybody there?", "kind": "yes_no", "every_s": 5.0, "system": "Be brief.", "seed": 7}
+PERSON = {
+    "id": "person",
+    "text": "Is anybody there?",
+    "kind": "yes_no",
+    "every_s": 5.0,
+    "system": "Be brief.",
+    "seed": 7,
+}
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ def test_the_caption_in_the_page_is_true_of_the_frame_beside_it(browser: Browser
     seen: dict[str, dict[str, Any]] = {}
     judged = []
     while len(judged) < CAPTIONS:
-        pair = browser.wait(lambda: next(iter(p for p in [browser.js(PAIR)] if p and p["caption"] not in seen), None), "a caption")
+        pair = browser.wait(
+            lambda: next(iter(p for p in [browser.js(PAIR)] if p and p["caption"] not in seen), None), "a caption"
+        )
         seen[pair["caption"]] = pair
         picture = pixels(base64.b64decode(pair["picture"].split(",", 1)[1]))
         number = int(np.abs(frames - picture).mean(axis=(1, 2, 3)).argmin())

@@ -47,7 +47,9 @@ def test_scripts_are_sound_and_make_no_markup_of_text(script: object) -> None:
 
     assert isinstance(script, Path)
     text = script.read_text()
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|setHTML|DOMParser|javascript:"
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|setHTML|DOMParser|javascript:"
+    )
     assert re.findall(forbidden, text) == []
     assert set(re.findall(r"https?://[^\"'`\s]*", text)) <= {"http://www.w3.org/2000/svg"}
     assert text.startswith("//"), "says what it is for"

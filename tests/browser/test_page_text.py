@@ -60,7 +60,9 @@ def test_payloads_are_shown_verbatim_and_make_no_element(browser: Browser, many:
     browser.open(many.address)
     count = "return document.querySelectorAll('.history li').length"
     browser.wait(lambda: browser.js(count) == len(PAYLOADS), "all captions")
-    browser.wait(lambda: browser.js("return [...document.querySelectorAll('.caption')].every((n) => n.textContent)"), "shown")
+    browser.wait(
+        lambda: browser.js("return [...document.querySelectorAll('.caption')].every((n) => n.textContent)"), "shown"
+    )
 
     def texts(selector: str) -> list[str]:
         found = browser.js("return [...document.querySelectorAll(arguments[0])].map((n) => n.textContent)", selector)
@@ -70,7 +72,9 @@ def test_payloads_are_shown_verbatim_and_make_no_element(browser: Browser, many:
         assert texts(place) == PAYLOADS, place
     assert texts(".card h2") == [f"{payload} camera" for payload in PAYLOADS]
     assert texts(".veil .detail") == [f"{payload} ({payload})" for payload in PAYLOADS]
-    assert browser.js("return [...document.querySelectorAll('.caption, bdi, .text')].every((n) => n.children.length === 0)")
+    assert browser.js(
+        "return [...document.querySelectorAll('.caption, bdi, .text')].every((n) => n.children.length === 0)"
+    )
     words, handlers, scripts, base = browser.js(SKELETON)
     foreign = "iframe object embed style base audio video source marquee math details xss"
     assert set(words.split()) & set(foreign.split()) == set()

@@ -86,6 +86,7 @@ export class Card {
     if (facts.width > 0 && facts.height > 0) this.element.style.setProperty("--shape", `${facts.width} / ${facts.height}`);
     if (!this.hasFrames) this.picture.clear();
     this.#place();
+    this.#asked();
     this.#veil();
     this.#rules();
   }
@@ -162,11 +163,12 @@ export class Card {
     list.replaceChildren(...nodes);
   }
 
+  // The question of the caption that is shown; before there is one, the question that will be asked first.
   #asked() {
     const { caption } = this.presenter;
     const prompts = this.source.facts.prompts ?? [];
-    put($(".question", this.element), shown(caption.prompt));
-    const place = prompts.findIndex((prompt) => prompt.id === caption.promptId);
+    put($(".question", this.element), shown(caption ? caption.prompt : prompts[0]?.text));
+    const place = caption ? prompts.findIndex((prompt) => prompt.id === caption.promptId) : -1;
     put($(".turn", this.element), prompts.length > 1 && place >= 0 ? `${place + 1} of ${prompts.length}` : "");
   }
 
@@ -218,7 +220,8 @@ export class Card {
       const parts = [];
       if (Number.isFinite(this.frame.ageMs)) parts.push(`${seconds((this.frame.ageMs + nowMs - this.frame.atMs) / 1000)} old`);
       if (Number.isFinite(this.frame.seq)) parts.push(`frame ${count(this.frame.seq)}`);
-      if (Number.isFinite(this.source.facts.fps)) parts.push(`${decimal(this.source.facts.fps)} fps`);
+      // On a phone there is no room for it.
+      if (Number.isFinite(this.source.facts.fps) && this.element.clientWidth > 400) parts.push(`${decimal(this.source.facts.fps)} fps`);
       words = parts.join(" · ");
     }
     put($(".stamp", this.element), words);

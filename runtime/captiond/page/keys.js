@@ -25,7 +25,9 @@ export class Keys {
 
   #pressed(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || document.querySelector("dialog[open]")) return;
-    if (event.target.closest("input, textarea, select")) return;
+    // For a moment after it closes, the focus is still within a dialog.
+    const field = event.target.closest("input, textarea, select");
+    if (field && !field.closest("dialog")) return;
     const act = this.acts.get(event.key);
     if (!act || (!this.on && event.key !== "?")) return;
     event.preventDefault();
