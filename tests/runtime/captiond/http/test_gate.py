@@ -48,12 +48,13 @@ ACCESS = {
     "/api/sources/{name}/prompts": {"control"},
     "/api/sources/{name}/cadence": {"control"},
     "/v1/models": {"read", "chat"},
+    "/v1/models/{model}": {"read", "chat"},
     "/v1/chat/completions": {"chat"},
 }
 
 
 def path_of(route: Route) -> str:
-    return route.path.replace("{name}", "door").replace("{caption}", "1").replace("{file}", "api.js")
+    return route.path.replace("{name}", "door").replace("{caption}", "1").replace("{file}", "api.js").replace("{model}", "demo-llava")
 
 
 async def status_of(session: aiohttp.ClientSession, running: Running, route: Route, headers: dict[str, str]) -> int:
