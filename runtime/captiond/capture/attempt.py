@@ -12,6 +12,7 @@ from typing import Protocol
 
 from runtime.captiond.capture.arrivals import LOOK_EVERY_S, Arrivals
 from runtime.captiond.capture.ring import Ring
+from runtime.captiond.capture.start import scheme_of
 from runtime.captiond.capture.waiting import end_tasks, within
 from runtime.captiond.clock import Clock
 from runtime.captiond.config.settings import SourceSettings
@@ -20,7 +21,7 @@ from runtime.errors import VlmError
 
 _PARTING_S = 2.0
 """Seconds for a child that was killed to be gone, and for the last words of one that went by itself."""
-_ENDLESS = re.compile(r"(?:rtsps?|https?|v4l2|csi):|/dev/video|gst:", re.IGNORECASE)
+_ENDLESS = ("rtsp", "rtsps", "http", "https", "v4l2", "csi", "gst")
 _CAUSE = re.compile(r"[a-z0-9_]{1,32}")
 _MESSAGE_CHARS = 300
 
@@ -156,7 +157,7 @@ class Attempt:
                 self._look()
             elif kind == "ended":
                 self._look()
-                endless = _ENDLESS.match(self._settings.uri)
+                endless = scheme_of(self._settings.uri) in _ENDLESS
                 return End("closed", "the source ended") if endless else End("ended", "", over=True)
             elif kind == "failed":
                 return End(_cause(message.get("cause")), shown(str(message.get("message", "")), self._password))

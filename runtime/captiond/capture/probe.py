@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from runtime.captiond.capture.authorization import authorization
+from runtime.captiond.capture.start import scheme_of
 from runtime.captiond.config.settings import SourceSettings
-from runtime.captiond.text import one_line
+from runtime.captiond.text import one_line, redacted
 from runtime.errors import NetworkError, SourceError
 
 Probe = Callable[[SourceSettings, "str | None", float], Awaitable[None]]
@@ -58,12 +59,15 @@ class SourceProbe:
 
     async def __call__(self, settings: SourceSettings, password: str | None, timeout_s: float) -> None:
         """Returns when the source answers; raises UnreachableError or MissingDeviceError within ``timeout_s``."""
-        if settings.uri.startswith(("/dev/video", "v4l2:")):
+        if scheme_of(settings.uri) == "v4l2":
             _look_at_device(settings.uri)
             return
-        uri = urlsplit(settings.uri)
-        if uri.scheme.lower() not in _PORTS:
+        if scheme_of(settings.uri) not in _PORTS:
             return
+        try:
+            uri = urlsplit(settings.uri)
+        except ValueError as problem:
+            raise UnreachableError("garbage", f"{one_line(redacted(settings.uri), _SHOWN_CHARS)}: {problem}") from None
         try:
             await asyncio.wait_for(self._ask(uri, settings.user, password), timeout_s)
         except asyncio.TimeoutError:
@@ -161,7 +165,10 @@ async def _exchange(
         raise ValueError("characters in the URI that no request can hold")
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
     await writer.drain()
-    match = _STATUS.match(await reader.readline())
+    line = await reader.readline()
+    match = _STATUS.match(line)
+    if not line:
+        raise EOFError
     if match is None:
         raise ValueError(f"that is no answer of {'RTSP' if rtsp else 'HTTP'}")
     headers = await _headers(reader)
@@ -222,7 +229,7 @@ def _explained(uri: SplitResult, problem: OSError | EOFError | ValueError) -> Un
 
 def _look_at_device(uri: str) -> None:
     """Raise MissingDeviceError when the device of ``v4l2:///dev/video0`` or ``/dev/video0`` is not there."""
-    path = unquote(urlsplit(uri).path) if uri.startswith("v4l2:") else uri
+    path = uri if uri.startswith("/") else unquote(urlsplit(uri).path)
     if not os.path.exists(path):  # noqa: PTH110 (a device file; pathlib is no clearer)
         raise MissingDeviceError("missing", f"{one_line(path, _SHOWN_CHARS)} is not there")
     if not os.access(path, os.R_OK | os.W_OK):

@@ -20,6 +20,7 @@ from runtime.captiond.capture.attempt import Attempt, CaptureLauncher, End
 from runtime.captiond.capture.backoff import Backoff
 from runtime.captiond.capture.probe import Probe, SourceProbe
 from runtime.captiond.capture.ring import FrameHeader, Ring
+from runtime.captiond.capture.start import slot_bytes
 from runtime.captiond.clock import NS_PER_S, Clock
 from runtime.captiond.config.settings import SourceSettings
 from runtime.captiond.events import Event, SourceChanged, SourceStatus
@@ -61,8 +62,7 @@ class SourceRunner:
     ) -> None:
         """``password`` is asked at each attempt, so that a new one in its file is taken. ``rng`` spreads the waits."""
         self.settings = settings
-        side = settings.max_side_px
-        self.ring = Ring.create(3 * min(side * side, settings.max_pixels))
+        self.ring = Ring.create(slot_bytes(settings))
         self._password, self._launcher, self._publish, self._clock = password, launcher, publish, clock
         self._probe = SourceProbe() if probe is None else probe
         self._backoff, self._arrivals = Backoff(rng), Arrivals(self.ring, clock, settings.every_frame)
@@ -150,6 +150,7 @@ class SourceRunner:
                 self._reconnects += 1
             self._tell("live", "", "")
             self._tries = 0
+            self._backoff.seen()
         turn, self._turn = self._turn, asyncio.Event()
         turn.set()
 
