@@ -30,6 +30,9 @@ def run(plan: Plan, delivery: Delivery) -> None:
 
     began = time.monotonic()
     capture, said = ffmpeg.heard(lambda: _begun(cv2, plan, delivery))
+    if capture is None and plan.scheme == "v4l2":
+        hint = "close what else uses it (fuser -v /dev/video*); v4l2-ctl --list-formats shows what it can"
+        raise CaptureFailed("busy", f"{plan.uri}: no camera that gives a frame", hint=hint)
     if capture is None:
         raise ffmpeg.failure(plan.uri, said, time.monotonic() - began, plan.open_timeout_s)
     ffmpeg.silence()
@@ -72,7 +75,7 @@ def _grab(capture: Any, plan: Plan) -> None:
     began = time.monotonic()
     grabbed = capture.grab()
     waited_s = time.monotonic() - began
-    if waited_s >= 0.9 * READ_TIMEOUT_S:
+    if waited_s >= 0.9 * min(READ_TIMEOUT_S, plan.open_timeout_s):
         raise CaptureFailed("timeout", f"{plan.uri}: no frame for {waited_s:.1f} s")
     if not grabbed:
         raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
@@ -88,7 +91,7 @@ def _stream(cv2: Any, plan: Plan) -> Any:
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
         round(plan.open_timeout_s * 1000),
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        round(READ_TIMEOUT_S * 1000),
+        round(min(READ_TIMEOUT_S, plan.open_timeout_s) * 1000),
     ]
     if hasattr(cv2, "CAP_PROP_N_THREADS"):  # frames wait in decoding threads, and cost memory there
         options += [cv2.CAP_PROP_N_THREADS, 1]

@@ -19,7 +19,8 @@ _CAUSES = (
     ("no pictures in this directory", "missing"),
     ("the limit is", "too_large"),
     ("cannot be imported", "unsupported"),
-    ("known", "unsupported"),
+    ("of a known ", "unsupported"),
+    ("nothing here opens", "unsupported"),
 )
 
 

@@ -17,6 +17,7 @@ from runtime.captiond.capture.process import Child
 from runtime.captiond.capture.ring import READER_MAIN, Ring
 from runtime.captiond.capture.start import GST_CHILD, GST_PYTHON, slot_bytes
 from runtime.captiond.config.settings import SourceSettings
+from tests.peers.clips import need
 
 LONGEST_S = 60.0
 T = TypeVar("T")
@@ -122,11 +123,21 @@ def need_gstreamer() -> None:
         pytest.skip("needs GStreamer (Debian: python3-gi gir1.2-gstreamer-1.0 gstreamer1.0-plugins-good -bad, -libav)")
 
 
-def film(path: Path, codec: Sequence[str], size: str = "64x48", frames: int = 30, source: str = "testsrc2") -> Path:
-    """A film made by ffmpeg; the test is skipped where there is none."""
-    from tests.peers.clips import need
+X264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-threads", "1")
+X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-x265-params", "log-level=error:pools=1")
+MJPEG = ("-c:v", "mjpeg", "-pix_fmt", "yuvj420p", "-q:v", "2")
 
+
+def film(path: Path, codec: Sequence[str], *, size: str = "64x48", frames: int = 20, shown: str = "testsrc2") -> Path:
+    """A film at 30 fps made by ffmpeg of one of its sources; the test is skipped where there is no ffmpeg."""
     program = need("ffmpeg", "ffmpeg")
-    command = [program, "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", f"{source}=size={size}:rate=30"]
-    subprocess.run([*command, "-frames:v", str(frames), *codec, str(path)], check=True, capture_output=True)
+    picture = f"{shown}{':' if '=' in shown else '='}size={size}:rate=30"
+    command = [program, "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", picture, "-frames:v", str(frames)]
+    subprocess.run([*command, *codec, str(path)], check=True, capture_output=True)
     return path
+
+
+def mean_colour(frame: tuple[int, int, int, bytes]) -> tuple[int, int, int]:
+    """Mean red, green and blue of a frame."""
+    _, width, height, rgb = frame
+    return (*(round(sum(rgb[channel::3]) / (width * height)) for channel in range(3)),)  # type: ignore[return-value]
