@@ -18,8 +18,9 @@ from runtime.next_token import FORCED_AT_ONCE, Ahead
 from runtime.prompt import EncodedPrompt
 from runtime.request import Request
 from runtime.sampling import Draws, Sampler
+from runtime.slots import KvCache
 from runtime.text_stream import Control
-from runtime.types import GenerationParams
+from runtime.types import Delta, GenerationParams
 from tests.runtime.fakes import STOP_ID, VOCAB, FakeDecoder, Rig, ids_of, rig_of  # noqa: F401 - a fixture
 from tests.runtime.test_session_parallel import Hold, forever
 
@@ -62,6 +63,7 @@ class Follower:
         return self.may_end and not self._next()
 
     def allowed(self) -> np.ndarray:
+        assert not self.done
         mask = np.zeros(VOCAB, np.bool_)
         mask[list(self._next() - self.refused)] = True
         mask[self.stop_ids] = self.may_end
@@ -179,6 +181,8 @@ def test_a_token_that_the_form_refuses_is_drawn_again_and_not_counted(rig_of: Ri
     assert not sampler.draws().seen.any()
     sampler.passed(first[0])
     assert sampler.draws().step == 1 and sampler.draws().seen[first[0]]
+    sampler.follow(logits, 9)
+    assert sampler.draws().step == 2 and sampler.draws().seen[9]
 
 
 def test_a_chat_goes_on_behind_a_forced_answer(rig_of: RigOf) -> None:
@@ -315,7 +319,7 @@ def test_a_newcomer_ends_the_sampling_of_another_and_it_goes_on_at_the_right_dra
         brief = session.generate("brief", params=PARAMS[3]).token_ids
         openings, got = rig.decoder.opened, []
 
-        def ask(delta: object) -> None:
+        def ask(delta: Delta) -> None:
             if delta.index in (3, 9, 15):
                 got.append(session.stream("brief", params=PARAMS[3]))
 
@@ -323,6 +327,50 @@ def test_a_newcomer_ends_the_sampling_of_another_and_it_goes_on_at_the_right_dra
         assert long.answer().token_ids == expected
         assert [stream.answer().token_ids for stream in got] == [brief] * 3
         assert rig.decoder.opened >= openings + 4  # it was alone again after each of them
+
+
+def test_who_comes_and_is_cancelled_before_its_first_unit_costs_the_sampling_and_no_more(
+    sampling_rig: Callable[..., Rig],
+) -> None:
+    rig = sampling_rig(parallel=2)
+    with rig.session as session:
+        expected = session.generate("long", params=PARAMS[2]).token_ids
+        came, openings = [], rig.decoder.opened
+
+        def disturb(delta: Delta) -> None:
+            if delta.index == 3:
+                came.append(session.stream("brief", params=PARAMS[3]))
+            if delta.index == 4:
+                came[0].cancel()
+
+        assert session.stream("long", params=PARAMS[2], on_delta=disturb).answer().token_ids == expected
+        assert came[0].answer().token_ids == ()
+        assert (rig.decoder.decoded, rig.decoder.opened) == (1, openings + 2)
+
+
+def test_who_is_ended_while_it_begins_leaves_the_sampling_of_another_as_it_should_be(
+    sampling_rig: Callable[..., Rig],
+) -> None:
+    rig = sampling_rig(parallel=2)
+    with rig.session as session:
+        expected = session.generate("long", params=PARAMS[2]).token_ids
+        slots, came = session._pipeline.slots, []
+        lend = slots.answer_cache
+
+        def cancelled_meanwhile() -> KvCache:
+            cache = lend()
+            if came:
+                came[0]._channel.control.cancelled = True
+            return cache
+
+        slots.answer_cache = cancelled_meanwhile
+
+        def disturb(delta: Delta) -> None:
+            if delta.index == 3:
+                came.append(session.stream("brief", params=PARAMS[3]))
+
+        assert session.stream("long", params=PARAMS[2], on_delta=disturb).answer().token_ids == expected
+        assert came[0].answer().token_ids == ()
 
 
 def test_entering_for_another_request_closes_what_is_under_way() -> None:

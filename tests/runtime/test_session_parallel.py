@@ -160,28 +160,41 @@ def test_priority_goes_first_token_by_token_and_weights_share_the_rest(rig_of: R
 @pytest.mark.parametrize("end", ["cancel", "deadline", "forgotten"])
 def test_a_low_priority_that_is_ended_frees_its_place_while_a_higher_one_runs(rig_of: RigOf, end: str) -> None:
     rig = rig_of(forever, parallel=2, context=400)
-    rig.decoder.gate = threading.Semaphore(3)
+    rig.decoder.gate = threading.Semaphore(0)
+    units = units_of(rig)
     low = rig.session.stream("low", max_new_tokens=100)
-    for _ in range(4):
-        next(low)
+    next(low)  # now in its first decoder step, which waits at the gate
     high = rig.session.stream("high", max_new_tokens=100, priority=1)
+    rig.decoder.gate.release()
+    next(high)  # now in the first step of this one; the lower one has two tokens
     waiting = rig.session.stream("wait", max_new_tokens=2, priority=2)
-    control = low._channel.control
-    if end == "cancel":
+    channel = low._channel
+    if end == "deadline":
+        channel.control._deadline_ns = 0
+    elif end == "cancel":
         low.cancel()
-    elif end == "deadline":
-        control._deadline_ns = 0
     else:
         del low
-    rig.decoder.gate.release(3)
-    assert len(waiting.answer().token_ids) == 2  # it has the place; at most one step was for the ended one
+    rig.decoder.gate.release(2)  # for the step that is under way, and for the one that waits
+    assert len(waiting.answer(timeout_s=10).token_ids) == 2
     assert not high.done
-    if end != "forgotten":
-        answer = low.answer()
-        assert answer.finish_reason == {"cancel": "cancelled", "deadline": "deadline"}[end]
-        assert len(answer.token_ids) <= 5
+    answer = channel.wait(10)
+    assert answer.finish_reason == ("deadline" if end == "deadline" else "cancelled")
+    assert (len(answer.token_ids), units.count(("decode", 0))) == (2, 2)  # the second one is the newcomer's
     rig.decoder.gate.release(1000)
     assert len(high.answer().token_ids) == 100
+
+
+def test_a_turn_that_failed_leaves_nothing_in_its_slot(rig_of: RigOf) -> None:
+    rig = rig_of(forever, parallel=2, context=400, chats=1)
+    chat = rig.session.chat()
+    chat.generate("one?", max_new_tokens=3)
+    stumbling = chat.stream("two?", max_new_tokens=3, on_delta=lambda delta: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stumbling.answer()
+    assert (chat._cache.slot, chat._cache.ids) == (None, [])
+    assert chat.generate("two?", max_new_tokens=3).usage.cached_tokens == 0
+    assert chat._cache.slot == 2
 
 
 def test_a_picture_that_is_not_seen_yet_ends_with_its_request(rig_of: RigOf) -> None:
