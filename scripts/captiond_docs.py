@@ -1,23 +1,33 @@
 """Write the reference parts of docs/captiond.md from the code: settings, events, routes, topics, metrics.
 
-    python scripts/captiond_docs.py            # a test compares the page with what this writes
+python scripts/captiond_docs.py            # a test compares the page with what this writes
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runtime.captiond.config.settings import Config
-from runtime.captiond.config.setting import Rules, key_of, rules_of
-from runtime.captiond.config.tables import limits
-from runtime.captiond.events import EVENT_TYPES, FrameFacts
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from runtime.captiond.config.setting import Rules, key_of, rules_of  # noqa: E402
+from runtime.captiond.config.settings import Config  # noqa: E402
+from runtime.captiond.config.tables import limits  # noqa: E402
+from runtime.captiond.events import EVENT_TYPES, CaptionFailed, ChatFinished, FrameFacts, Notice  # noqa: E402
+from runtime.captiond.http.route import Route  # noqa: E402
+from tests.runtime.captiond import sample_events  # noqa: E402
+from tests.runtime.captiond.http.parts import services, serving  # noqa: E402
+
 PAGE = ROOT / "docs" / "captiond.md"
 _PART = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -83,7 +93,48 @@ def events() -> str:
     return "\n".join(rows) + f"\n\n`frame` is an object: {frame}. {' '.join((FrameFacts.__doc__ or '').split())}\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {"settings": settings, "events": events}
+def routes() -> str:
+    """One row per route and who may ask it."""
+    served, _ = asyncio.run(_served())
+    rows = ["| route | permission |", "|---|---|"]
+    access = {(route.path, route.method): " or ".join(route.access) for route in served}
+    rows += [f"| `{method} {path}` | {who} |" for (path, method), who in sorted(access.items())]
+    return "\n".join(rows) + "\n"
+
+
+def metrics() -> str:
+    """One row per family of series."""
+    _, text = asyncio.run(_served())
+    rows = ["| series | kind | labels | |", "|---|---|---|---|"]
+    for family in sorted(text_string_to_metric_families(text), key=lambda family: family.name):
+        labels = sorted({name for sample in family.samples for name in sample.labels} - {"le"})
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append(f"| `{name}` | {family.type} | {', '.join(labels)} | {_cell(family.documentation)} |")
+    return "\n".join(rows) + "\n"
+
+
+async def _served() -> tuple[list[Route], str]:
+    """The routes, and what /metrics says, of a server whose every family has something to count."""
+    parts = services()
+    parts.processes = lambda: {"main": [os.getpid()]}
+    async with serving(parts=parts) as running, aiohttp.ClientSession() as client:
+        (await client.get(running.url + "/health")).close()
+        for event in (
+            sample_events.started(1),
+            sample_events.delta(1, 0, "a"),
+            sample_events.delta(1, 1, "b"),
+            sample_events.finished(1),
+            sample_events.rule(),
+            CaptionFailed(2, "door", "default", "EngineError", "it was restarted"),
+            ChatFinished("chat-1", "stop", 5, 4, 60.0, 91.0),
+            Notice("warning", "jsonl", "the disk is full"),
+        ):
+            running.services.bus.publish(event)
+        async with client.get(running.url + "/metrics") as answer:
+            return list(running.server.routes), await answer.text()
+
+
+PARTS: dict[str, Callable[[], str]] = {"settings": settings, "events": events, "routes": routes, "metrics": metrics}
 
 
 def written(text: str) -> str:

@@ -176,17 +176,17 @@ class Daemon:
 
     async def _reload(self) -> None:
         """Take the settings as they are on disk now; with a mistake in them the old ones stay."""
+        before = self._config
         try:
-            wanted = self._reread()
+            wanted, kept = reloadable(before, self._reread())
+            if self._server is not None:
+                self._server.reload(wanted.server)
         except VlmError as error:
             _log.error("the configuration stays as it was: %s", error)
             self.bus.publish(Notice("error", "configuration", f"the old one stays: {error.message}"))
             return
-        before = self._config
-        self._config, kept = reloadable(before, wanted)
-        logging.getLogger("runtime").setLevel(self._config.log.level.upper())
-        if self._server is not None:
-            self._server.reload(self._config.server)
+        self._config = wanted
+        logging.getLogger("runtime").setLevel(wanted.log.level.upper())
         if self._config.output != before.output or self._config.server != before.server:
             await self._end_outputs()
             self._begin_outputs()
