@@ -6,7 +6,6 @@ ends at the socket's end of file, whatever it is doing, and with the daemon.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import ctypes
 import os
@@ -20,7 +19,7 @@ from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.server import Loader, Model, Server
 from runtime.captiond.frugal import give_memory_back, let_go_of_code
 
-EXIT_GAVE_UP = 4
+EXIT_USAGE, EXIT_GAVE_UP = 2, 4
 OOM_SCORE = 300  # when memory ends captures go first, then the engine, the daemon last
 _PR_SET_PDEATHSIG = 1
 
@@ -32,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def socket_of(argv: Sequence[str]) -> socket.socket:
     """The inherited socket that the command line names."""
-    parser = argparse.ArgumentParser(prog="runtime.captiond.engine.child", description="Started by the daemon.")
-    parser.add_argument("--socket", type=int, required=True, metavar="N", help="inherited file descriptor")
-    return socket.socket(fileno=parser.parse_args(argv).socket)
+    if len(argv) != 2 or argv[0] != "--socket" or not argv[1].isdecimal():
+        sys.stderr.write("runtime.captiond.engine.child --socket N is started by the daemon alone\n")
+        raise SystemExit(EXIT_USAGE)
+    return socket.socket(fileno=int(argv[1]))
 
 
 def run(load: Loader, end: socket.socket) -> None:
@@ -50,10 +50,9 @@ def run(load: Loader, end: socket.socket) -> None:
 
 
 def settle_in() -> None:
-    """Die with the daemon; be taken before it when memory ends; leave Ctrl-C of a terminal to it."""
+    """Die with the daemon; be taken before it when memory ends."""
     give_memory_back()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     score = Path("/proc/self/oom_score_adj")
     if int(score.read_text(encoding="ascii")) < OOM_SCORE:
         score.write_text(str(OOM_SCORE), encoding="ascii")

@@ -101,7 +101,12 @@ class Life:
         self.running[asked.number] = asked
         try:
             self._connection.send(message, files)
-        except (WireError, OSError, ValueError) as problem:  # too large, a closed file, a value that is no JSON
+        except (
+            WireError,
+            OSError,
+            ValueError,
+            TypeError,
+        ) as problem:  # too large, a closed file, a value that is no JSON
             self._over(asked)
             asked.fail(EngineError(f"the request cannot be handed to the engine: {problem}"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -10,6 +11,9 @@ import subprocess
 from collections.abc import Sequence
 
 EXIT_WAIT_S = 1.0
+KILL_WAIT_S = 1.0
+_STDERR = 2
+_log = logging.getLogger(__name__)
 
 
 class EngineProcess:
@@ -28,7 +32,11 @@ class EngineProcess:
         try:
             with theirs:
                 process = subprocess.Popen(
-                    [*command, "--socket", str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                    [*command, "--socket", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STDERR,  # standard output belongs to captions, whatever a library prints
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C of a terminal is for the daemon
                 )
         except BaseException:
             ours.close()
@@ -50,19 +58,25 @@ class EngineProcess:
         await asyncio.shield(self._gone)
         return self._process.returncode
 
-    async def end(self) -> int:
-        """Wait a second for it to leave by itself, then kill it; the exit status. To be called once."""
+    async def end(self) -> None:
+        """Wait a second for it to leave by itself, then kill it. To be called once.
+
+        A process that a driver keeps from dying is left behind after another second: nobody waits for it.
+        """
         try:
-            await asyncio.wait_for(self.wait(), EXIT_WAIT_S)
-        except asyncio.TimeoutError:
-            self.kill()
-        finally:
-            if not self._gone.done():
+            if not await self._gone_within(EXIT_WAIT_S):
                 self.kill()
-                self._process.wait()
-                self._died()
+                if not await self._gone_within(KILL_WAIT_S):
+                    _log.error("the engine's process %d does not die of SIGKILL and is left behind", self.pid)
+        finally:
+            self.kill()
+            if not self._gone.done():
+                asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
-        return self._process.returncode
+
+    async def _gone_within(self, seconds: float) -> bool:
+        await asyncio.wait([self._gone], timeout=seconds)
+        return self._gone.done()
 
     def _died(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)

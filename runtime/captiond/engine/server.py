@@ -11,8 +11,10 @@ import mmap
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from runtime.captiond.asks import Ask, AskDelta, AskResult, NewestFrame, SharedImage
@@ -24,6 +26,7 @@ from runtime.captiond.engine.wire import Connection, Message, WireError
 from runtime.errors import ImageError, InputError, SourceError
 
 ALIVE_S = 0.5
+_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,15 @@ class _Running:
 
 
 class Server:
-    """Serves one connection until its end of file. ``load`` runs on a thread: loading takes as long as it takes."""
+    """Serves one connection until its end of file.
+
+    ``load`` and ``begin`` run on threads: a model takes long to load, and some questions (a large picture, a new
+    grammar) take long to prepare, while the answers of others go on.
+    """
 
     def __init__(self, load: Loader) -> None:
         self._load = load
+        self._threads = ThreadPoolExecutor(_THREADS, "vlm-ask")
         self._model: Model | None = None
         self._rings: dict[str, Ring] = {}
         self._running: dict[int, _Running] = {}
@@ -87,6 +95,7 @@ class Server:
                 task.cancel()
             await self._flush()
             self._connection.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _flush(self) -> None:
         """The last words get a moment to leave."""
@@ -152,8 +161,8 @@ class Server:
     async def _open(self, message: Message) -> None:
         try:
             settings, captions = messages.settings_of(message)
-            model = await asyncio.get_running_loop().run_in_executor(None, self._load, settings, captions)
-            facts = await asyncio.get_running_loop().run_in_executor(None, model.facts)
+            model = await asyncio.get_running_loop().run_in_executor(self._threads, self._load, settings, captions)
+            facts = await asyncio.get_running_loop().run_in_executor(self._threads, model.facts)
         except Exception as error:  # noqa: BLE001 - handed over to the daemon, and the end of this process
             self._give_up(error)
             return
@@ -198,7 +207,8 @@ class Server:
                 if self._model is None:
                     raise InputError("the engine is not loaded")
                 images, taken = self._pictures(ask, held)
-                answer = running.answer = self._model.begin(ask, images)
+                begin = partial(self._model.begin, ask, images)
+                answer = running.answer = await asyncio.get_running_loop().run_in_executor(self._threads, begin)
                 held.callback(answer.cancel)
                 if running.cancelled:
                     answer.cancel()

@@ -146,6 +146,14 @@ def test_process_is_the_first_of_the_daemon_to_go_and_names_nothing_on_its_comma
     asyncio.run(main())
 
 
+def test_started_by_hand_it_says_who_starts_it() -> None:
+    for words in ([], ["--socket"], ["--socket", "x"], ["--help"]):
+        command = [sys.executable, "-m", "runtime.captiond.engine.child", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "started by the daemon" in done.stderr
+
+
 LOADED = """
 import sys
 import numpy as np
