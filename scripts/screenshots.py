@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the repository, when run as a file
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, when run as a file
 
 import numpy as np
 from PIL import Image
 
 from tests.browser.chromium import Browser, chromium, missing
+from tests.imports import ROOT
 from tests.peers.daemon import RunningDaemon
 
 FLAT_COLORS, SCENE_COLORS = 96, 160
@@ -35,7 +35,8 @@ PROMPTS = [
 ]
 RULE = {"name": "red-star", "prompt": "red-star", "op": "==", "value": "yes"}
 FILM = {
-    "name": "film", "uri": "runtime/demo/demo.avi", "loop": True, "captions_per_s": 2.0, "prompt": PROMPTS, "rule": [RULE],
+    "name": "film", "uri": "runtime/demo/demo.avi", "loop": True, "captions_per_s": 2.0, "prompt": PROMPTS,
+    "rule": [RULE],
 }  # fmt: skip
 SHAPES = {"name": "shapes", "uri": "synthetic://?seed=4", "captions_per_s": 1.0}
 # Nothing listens there: a camera that is switched off.

@@ -18,7 +18,8 @@ Found = TypeVar("Found")
 WITNESS = """
 window.witness = { alerts: [], violations: [], errors: [], addresses: 0 };
 for (const name of ["alert", "confirm", "prompt"]) window[name] = (text) => window.witness.alerts.push(String(text));
-addEventListener("securitypolicyviolation", (e) => window.witness.violations.push(`${e.violatedDirective} ${e.blockedURI}`));
+const violated = (e) => window.witness.violations.push(`${e.violatedDirective} ${e.blockedURI}`);
+addEventListener("securitypolicyviolation", violated);
 addEventListener("error", (e) => window.witness.errors.push(e.message ?? String(e.target)));
 addEventListener("unhandledrejection", (e) => window.witness.errors.push(String(e.reason)));
 const create = URL.createObjectURL, revoke = URL.revokeObjectURL;

@@ -41,9 +41,9 @@ def source_state(name: str, **changes: Any) -> dict[str, Any]:
     """A live source as /api/state tells of it."""
     state = {
         "name": name, "uri": f"rtsp://***@10.0.0.7/{name}", "status": "live", "cause": "", "message": "", "attempt": 0,
-        "retry_in_s": None, "fps": 30.0, "frames": 12, "reconnects": 0, "frame_age_ms": 20.0, "width": 256, "height": 192,
-        "paused": False, "prompts": [dict(PROMPT)], "prompt": "describe", "captions_per_s": 0.0, "caption": None,
-        "live": None, "rules": [],
+        "retry_in_s": None, "fps": 30.0, "frames": 12, "reconnects": 0, "frame_age_ms": 20.0, "width": 256,
+        "height": 192, "paused": False, "prompts": [dict(PROMPT)], "prompt": "describe", "captions_per_s": 0.0,
+        "caption": None, "live": None, "rules": [],
     }  # fmt: skip
     return {**state, **changes}
 
@@ -119,8 +119,9 @@ class StandIn:
         tokens = max(1, len(text.split()))
         event = {
             **begun, "type": "caption", "text": text, "fields": None, "finish_reason": "stop", "model": "demo-llava",
-            "tokens": tokens, "age_first_ms": 84.0, "age_last_ms": 84.0 + 21 * tokens, "ttft_ms": 60.0 + begun["caption"] % 7,
-            "tokens_per_s": 46.0 + begun["caption"] % 5, "skipped": 0, "timings_ms": {}, **changes,
+            "tokens": tokens, "age_first_ms": 84.0, "age_last_ms": 84.0 + 21 * tokens,
+            "ttft_ms": 60.0 + begun["caption"] % 7, "tokens_per_s": 46.0 + begun["caption"] % 5, "skipped": 0,
+            "timings_ms": {}, **changes,
         }  # fmt: skip
         kept = self.history[begun["frame"]["source"]]
         kept.insert(0, event)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
+
 from tests.browser.chromium import Browser
 from tests.browser.stand_in import PROMPT, StandIn, engine_state, source_state
 
@@ -31,8 +32,9 @@ CONTRAST = """
   const found = [];
   for (const e of document.querySelectorAll("body *")) {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    const written = (own || e.matches("input, select, textarea")) && !e.matches("option, noscript, noscript *, template");
-    if (!written || e.closest("[hidden], .visually-hidden, :disabled") || !e.checkVisibility() || !e.clientHeight) continue;
+    const written = (own || e.matches("input, select, textarea")) && !e.closest("option, noscript, template");
+    const apart = e.closest("[hidden], .visually-hidden, :disabled");
+    if (!written || apart || !e.checkVisibility() || !e.clientHeight) continue;
     const style = getComputedStyle(e);
     const back = behind(e);
     const [a, b] = [light(over(parse(style.color), back)), light(back)].sort((x, y) => y - x);

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
+
 from tests.browser.chromium import Browser
 from tests.browser.stand_in import KEY, PROMPT, StandIn, source_state
 

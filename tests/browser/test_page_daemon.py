@@ -6,12 +6,12 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.browser.chromium import Browser, missing
 from tests.browser.stand_in import demo_jpegs
 from tests.peers.daemon import DEMO_VIDEO, RunningDaemon
@@ -53,10 +53,13 @@ def test_the_caption_in_the_page_is_true_of_the_frame_beside_it(browser: Browser
     browser.open(daemon.url + "/")
     seen: dict[str, dict[str, Any]] = {}
     judged = []
+
+    def fresh() -> dict[str, Any] | None:
+        pair = browser.js(PAIR)
+        return pair if pair and pair["caption"] not in seen else None
+
     while len(judged) < CAPTIONS:
-        pair = browser.wait(
-            lambda: next(iter(p for p in [browser.js(PAIR)] if p and p["caption"] not in seen), None), "a caption"
-        )
+        pair = browser.wait(fresh, "a caption")
         seen[pair["caption"]] = pair
         picture = pixels(base64.b64decode(pair["picture"].split(",", 1)[1]))
         number = int(np.abs(frames - picture).mean(axis=(1, 2, 3)).argmin())

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+
 from tests.browser.stand_in import PAGE
 
 FILES = sorted(PAGE.iterdir())
@@ -42,10 +44,7 @@ def test_the_page_is_small() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound_and_make_no_markup_of_text(script: object) -> None:
-    from pathlib import Path
-
-    assert isinstance(script, Path)
+def test_scripts_are_sound_and_make_no_markup_of_text(script: Path) -> None:
     text = script.read_text()
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|setHTML|DOMParser|javascript:"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from tests.browser.chromium import Browser
 from tests.browser.stand_in import StandIn, engine_state, source_state
 
@@ -21,20 +22,23 @@ PAYLOADS = [
     "<link rel=stylesheet href=//example.net/x.css>", "<base href=//example.net/>",
     f"<meta http-equiv=refresh content='0;url=javascript:{RUN}'>", f"<form action=javascript:{RUN}><button>go</button>",
     f'"><img src=x onerror={RUN}>', f"'><img src=x onerror={RUN}>", f"`><img src=x onerror={RUN}>",
-    f'" onmouseover="{RUN}', f"' autofocus onfocus='{RUN}", f"javascript:{RUN}", f"data:text/html,<script>{RUN}</script>",
+    f'" onmouseover="{RUN}', f"' autofocus onfocus='{RUN}", f"javascript:{RUN}",
+    f"data:text/html,<script>{RUN}</script>",
     f"{{{{constructor.constructor('{RUN}')()}}}}", f"${{{RUN}}}", f"#{{{RUN}}}", f"<%= {RUN} %>",
     f"<!--><script>{RUN}</script>-->", f"--><script>{RUN}</script>", f"<![CDATA[<script>{RUN}</script>]]>",
     f"<template><script>{RUN}</script></template>", f"</template><img src=x onerror={RUN}>",
     f"<noscript><p title='</noscript><img src=x onerror={RUN}>'>", f"<xss id=x tabindex=1 onfocus={RUN}></xss>",
     f"<ScRiPt>{RUN}</sCrIpT>", f"<<script>{RUN}//<</script>", f"<img/src=x/onerror={RUN}>",
-    f"&lt;script&gt;{RUN}&lt;/script&gt;", f"&#60;img src=x onerror={RUN}&#62;", f"\\u003cscript\\u003e{RUN}\\u003c/script\\u003e",
+    f"&lt;script&gt;{RUN}&lt;/script&gt;", f"&#60;img src=x onerror={RUN}&#62;",
+    f"\\u003cscript\\u003e{RUN}\\u003c/script\\u003e",
     f"<dialog open onclose={RUN}>", f"<button popovertarget=x>x</button><div popover id=x onbeforetoggle={RUN}>",
     "[x](javascript:alert(1)) **bold** <b>bold</b>",
 ]  # fmt: skip
 # What every element of the page is, with attributes; texts may not change it.
 SKELETON = """
   const names = [...document.querySelectorAll("*")].map((e) => e.localName);
-  const handlers = [...document.querySelectorAll("*")].flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith("on"));
+  const attributes = [...document.querySelectorAll("*")].flatMap((e) => e.getAttributeNames());
+  const handlers = attributes.filter((n) => n.startsWith("on"));
   return [[...new Set(names)].sort().join(" "), handlers, document.scripts.length, document.baseURI];
 """
 
@@ -46,8 +50,8 @@ def many() -> Iterator[StandIn]:
     for payload in PAYLOADS:
         prompt = {"id": payload, "text": payload, "kind": "text", "every_s": 0.0}
         source = source_state(
-            f"{payload} camera", status="no_signal", cause=payload, message=payload, uri=payload, prompts=[prompt, prompt],
-            rules=[{"name": payload, "active": True}],
+            f"{payload} camera", status="no_signal", cause=payload, message=payload, uri=payload,
+            prompts=[prompt, prompt], rules=[{"name": payload, "active": True}],
         )  # fmt: skip
         server.state["sources"].append(source)
         server.history[source["name"]] = []
