@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -173,6 +175,10 @@ class Connection(web.RequestHandler):
         self.force_close()
 
     def abort(self) -> None:
-        """Drop the connection with what was not sent."""
+        """Drop the connection with what was not sent: a reset, or the kernel would keep it for minutes for a client
+        that does not read."""
         if self._socket is not None:
+            plug = self._socket.get_extra_info("socket")
+            if plug is not None and plug.fileno() >= 0:
+                plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.abort()

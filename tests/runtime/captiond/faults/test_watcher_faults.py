@@ -46,6 +46,11 @@ def full(running: Running) -> int:
     return sum(watcher.full for watcher in running.server._watchers._watchers)
 
 
+def is_reset(plug: socket.socket) -> bool:
+    """Whether the peer has dropped the connection with all that it had not sent (state CLOSE, by TCP_INFO)."""
+    return plug.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7
+
+
 async def fill(running: Running, clock: ManualClock, clients: int) -> None:
     """Publish until so many clients have full buffers."""
     pictures = running.services.pictures
@@ -76,6 +81,7 @@ def test_a_client_that_does_not_read_is_cut_off_within_ten_seconds_of_a_full_buf
                 await asyncio.sleep(0.001)
             assert STALL_S - 1 <= (clock.now_ns() - then_ns) / NS_PER_S <= 10
             assert running.services.metrics.connections_closed[("stalled",)] == 1
+            await until(lambda: is_reset(plug))
             plug.close()
 
     asyncio.run(main())

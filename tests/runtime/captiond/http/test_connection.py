@@ -180,7 +180,7 @@ def test_chunks_of_six_bytes_are_refused_after_a_few_thousand() -> None:
         async with serving() as running:
             flood = b"6\r\nabcdef\r\n" * 500_000
             answer = await raw(running.port, head(running, POST + "Transfer-Encoding: chunked\r\n\r\n") + flood)
-            assert answer == b"" or status(answer) in (400, 413)
+            assert b"tiny_chunks" in answer
             assert await healthy(running)
 
     asyncio.run(main())
