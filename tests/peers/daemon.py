@@ -32,7 +32,8 @@ LIMIT_S = 60.0
 class RunningDaemon:
     """``python -m runtime.captiond`` with a configuration in ``folder``. ``settings``: further tables, as JSON values.
 
-    ``environment`` is added to that of this process. On leaving it is terminated, and killed if that takes too long.
+    ``environment`` is added to that of this process, ``command`` gets the file as its last argument. On leaving it is
+    terminated, and killed if that takes too long.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RunningDaemon:
         bundle: Path = DEMO_BUNDLE,
         settings: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "runtime.captiond"),
     ) -> None:
         self.config = folder / "captiond.toml"
         self._tables = {
@@ -54,6 +56,7 @@ class RunningDaemon:
         }
         self.write(self._tables)
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
+        self._command = (*command, str(self.config))
         self.url = ""
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -69,7 +72,7 @@ class RunningDaemon:
 
     def __enter__(self) -> RunningDaemon:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.captiond", str(self.config)],
+            self._command,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
