@@ -1,0 +1,47 @@
+"""One of several texts, and nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.captiond.asks import ConstraintSpec
+from runtime.constraints import choice, from_spec
+from runtime.errors import InputError
+from tests.runtime.constraints.answers import needed, written
+
+TEXTS = st.text(st.characters(categories=["L", "N", "P", "S"], max_codepoint=0x2FFF), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(choices=st.lists(TEXTS, min_size=1, max_size=6), seed=st.integers(0, 999), spare=st.integers(0, 9))
+def test_the_answer_is_one_of_the_choices_whatever_the_budget(choices: list[str], seed: int, spare: int) -> None:
+    constraint = choice(choices)
+    text, tokens, _ = written(constraint, needed(constraint) + spare, random.Random(seed))
+    assert text in choices
+    assert len(tokens) <= needed(constraint) + spare
+
+
+def test_each_choice_can_come_when_there_is_room() -> None:
+    constraint = from_spec(ConstraintSpec("choice", choices=("yes", "no", "yes, two (2)!", "^.*$")))
+    seen = {written(constraint, 40, random.Random(seed))[0] for seed in range(100)}
+    assert seen == {"yes", "no", "yes, two (2)!", "^.*$"}
+
+
+def test_choices_too_long_for_the_budget_do_not_come() -> None:
+    constraint = choice(["no", "a rather long answer that needs its tokens"])
+    least = needed(constraint)
+    assert {written(constraint, least, random.Random(seed))[0] for seed in range(30)} == {"no"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [([], "1 to 1024"), ("yes", "1 to 1024"), (["yes", ""], "1 to 1024"), (["a\nb"], "shown"), ([5], "1 to 1024"),
+     (["x" * 2000], "1 to 1024"), (["x" * 1000 + str(n) for n in range(100)], "together"), (["a"] * 2000, "1 to 1024")],
+)  # fmt: skip
+def test_choices_that_cannot_be_are_refused(choices: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        choice(choices)
