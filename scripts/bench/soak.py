@@ -4,10 +4,10 @@
     python scripts/bench/soak.py [--captions 100000] [--reconnects 1000] [--plant memory] [--out results.jsonl]
 
 After a warm-up of a tenth of the captions, and again at the end, the killing pauses until every source is live and
-paused; what the daemon's processes hold is counted then. Sound is: memory (PSS of all of them) grew by at most 16 MB, and file
-descriptors, threads and children are as many as before. ``--plant`` leaks something on purpose, 1 KiB per caption or
-one file, thread or child per 500: the same check must find it. The exit status is 0 for a sound run, with ``--plant``
-for one that was found to leak.
+paused; what the daemon's processes hold is counted then. Sound is: memory (PSS of all of them) grew by at most 16 MB,
+and file descriptors, threads and children are as many as before. ``--plant`` leaks something on purpose, 1 KiB per
+caption or one file, thread or child per 500: the same check must find it. The exit status is 0 for a sound run, with
+``--plant`` for one that was found to leak.
 """
 
 from __future__ import annotations
