@@ -75,6 +75,8 @@ class LoopingPeer:
             await asyncio.sleep(0)
 
     async def _reset_all(self) -> None:
+        for _ in range(10):  # connections that were accepted this instant get their task first
+            await asyncio.sleep(0)
         tasks = list(self._open)
         for task, writer in list(self._open.items()):
             reset(writer)

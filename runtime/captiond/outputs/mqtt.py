@@ -7,23 +7,24 @@ import random
 from collections.abc import Sequence
 
 from runtime.captiond.bus import Bus
+from runtime.captiond.capture.backoff import Backoff
 from runtime.captiond.clock import NS_PER_S, Clock
 from runtime.captiond.config import read_secret
 from runtime.captiond.config.settings import MqttSettings, SourceSettings
 from runtime.captiond.events import CaptionFinished, EngineChanged, Event, RuleChanged, SourceChanged
-from runtime.captiond.outputs.mqtt_session import Account, Session
+from runtime.captiond.outputs.mqtt_session import Account, Refused, Session
 from runtime.captiond.outputs.mqtt_topics import OFFLINE, ONLINE, Message, Topics
 from runtime.captiond.outputs.output import Output, ended
 from runtime.captiond.outputs.worker import Worker
 from runtime.errors import ConfigError, NetworkError
 
 _TYPES = (CaptionFinished, SourceChanged, RuleChanged, EngineChanged)
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
 _GOOD_S = 30.0
 
 
 class Mqtt(Output):
-    """Publishes through one `Session` after the other, for ever; a broker that is away is tried every 0.5 to 30 s.
+    """Publishes through one `Session` after the other, for ever. A broker that went away is tried every 0.5 to 3 s, one
+    that was never reached or refuses us every 0.5 to 30 s.
 
     Retained topics are states: their newest values are kept here and sent after each connect, so that a broker that was
     away is right again at once. A caption or rule that was replaced by a newer one meanwhile counts as dropped.
@@ -41,7 +42,7 @@ class Mqtt(Output):
     ) -> None:
         super().__init__("mqtt", bus, clock, _TYPES)
         self._settings = settings
-        self._rng = rng or random.Random()
+        self._backoff = Backoff(rng or random.Random())
         self._topics = Topics(settings.topic, host, settings.discovery or None)
         self._worker = Worker("mqtt-connect")
         self._latest: dict[str, Message] = {}
@@ -52,6 +53,7 @@ class Mqtt(Output):
         self._changed = asyncio.Event()
         self._order = asyncio.Lock()
         self._session: Session | None = None
+        self._was_met = False
         self.watch(sources)
 
     def watch(self, sources: Sequence[SourceSettings]) -> None:
@@ -96,11 +98,12 @@ class Mqtt(Output):
                     self._unsent.add(message.topic)
 
     async def _stay_connected(self) -> None:
-        retry_s = _FIRST_RETRY_S
         while True:
             begun_ns = self._clock.now_ns()
+            met = False
             try:
                 session = await self._connect()
+                met = True
                 reason: str | None = None
                 while reason is None:
                     self._changed.clear()
@@ -108,12 +111,15 @@ class Mqtt(Output):
                     reason = await session.lasts(self._changed)
                 self._drop_session()
                 self._trouble(f"broker {self._settings.host}:{self._settings.port}: {reason}")
+            except Refused as error:
+                self._was_met = False
+                self._trouble(str(error))
             except (NetworkError, ConfigError) as error:
                 self._trouble(str(error))
-            if self._clock.now_ns() - begun_ns > _GOOD_S * NS_PER_S:
-                retry_s = _FIRST_RETRY_S
-            await self._clock.sleep(retry_s * self._rng.uniform(0.75, 1.25))
-            retry_s = min(2 * retry_s, _LAST_RETRY_S)
+            if met and self._clock.now_ns() - begun_ns > _GOOD_S * NS_PER_S:
+                self._backoff.reset()
+            self._was_met |= met
+            await self._clock.sleep(self._backoff.next_s(unseen=not self._was_met))
 
     async def _connect(self) -> Session:
         will = self._topics.availability(OFFLINE)

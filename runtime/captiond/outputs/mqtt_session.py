@@ -44,6 +44,10 @@ class Account:
     private_key_file: str | None
 
 
+class Refused(NetworkError):
+    """The broker is there and does not want us."""
+
+
 class Session:
     """A connection. ``will`` is what the broker says when it is lost; ``taken(n)`` is told of ``n`` counted messages
     that the broker has confirmed, ``heard`` of retained messages of `listen`."""
@@ -67,6 +71,7 @@ class Session:
         self._underway: dict[int, bool] = {}
         self._connected = False
         self._gone: str | None = None
+        self._refusal: str | None = None
         self._tls: _Context | None = None
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, account.client_id, clean_session=True, reconnect_on_failure=False
@@ -86,7 +91,7 @@ class Session:
         return sum(self._underway.values())
 
     async def open(self) -> None:
-        """Connect. Raises NetworkError that says why it does not work."""
+        """Connect. Raises NetworkError that says why it does not work, `Refused` among them."""
         try:
             await self._worker.run(self._connect)
         except (OSError, ValueError) as error:
@@ -96,6 +101,8 @@ class Session:
         self._client.loop_start()
         try:
             await self._until(lambda: self._connected or self._gone is not None, _CONNECT_S)
+            if self._refusal is not None:
+                raise Refused(f"{self._where()} refuses: {self._refusal}")
             if not self._connected:
                 raise NetworkError(f"{self._where()}: {self._gone or f'no answer to CONNECT in {_CONNECT_S:g} s'}")
         except BaseException:
@@ -203,7 +210,7 @@ class Session:
         self._changed.set()
 
     def _set_refused(self, reason: str) -> None:
-        self._gone = f"the broker refuses: {reason}"
+        self._gone = self._refusal = reason
         self._changed.set()
 
     def _set_gone(self, reason: str) -> None:
