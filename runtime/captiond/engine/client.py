@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from runtime.captiond.asks import Ask, AskResult, NewestFrame
+from runtime.captiond.asks import Ask, NewestFrame
 from runtime.captiond.clock import NS_PER_S, Clock
 from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.asked import Asked
+from runtime.captiond.engine.docket import Docket, EngineStats
 from runtime.captiond.engine.life import Death, Life
 from runtime.captiond.engine.lives import STAYS_UP_S, Lives
 from runtime.captiond.engine.messages import EngineFacts, Taken
 from runtime.captiond.events import EngineChanged, EngineStatus, Event, FrameFacts
-from runtime.errors import BusyError, DeadlineError, EngineError, UsageError, VlmError
+from runtime.errors import VlmError
 
 CHILD = "runtime.captiond.engine.child"
 TICK_S = 0.25
@@ -42,22 +41,6 @@ class RingView(Protocol):
     @property
     def fd(self) -> int: ...
     def unpin_all(self, reader: int) -> None: ...
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Since the daemon started. ``waiting`` and ``running`` are chats; captions have figures of their own."""
-
-    restarts: int = 0
-    deaths: Counter[str] = field(default_factory=Counter)
-    asks: int = 0
-    retries: int = 0
-    refused: int = 0
-    tokens: int = 0
-    waiting: int = 0
-    running: int = 0
-    captions_waiting: int = 0
-    captions_running: int = 0
 
 
 class EngineClient:
@@ -76,7 +59,6 @@ class EngineClient:
         command: Sequence[str] = (sys.executable, "-m", CHILD),
     ) -> None:
         self.settings = settings
-        self.stats = EngineStats()
         self.state = EngineChanged("loading", "start", "the engine is loading", 0, None)
         self.facts: EngineFacts | None = None
         self._captions = max(1, captions)
@@ -87,9 +69,14 @@ class EngineClient:
         self._life: Life | None = None
         self._refusal: VlmError | None = None
         self._rings: dict[str, RingView] = {}
-        self._waiting: dict[str, deque[Asked]] = {"caption": deque(), "chat": deque()}
+        self._docket = Docket(settings, captions)
         self._number = 0
         self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts since the daemon started."""
+        return self._docket.stats
 
     @property
     def model(self) -> str | None:
@@ -125,13 +112,11 @@ class EngineClient:
 
     def ask(self, ask: Ask) -> Asked:
         """Take a question. Raises BusyError when ``queue`` chats wait, UsageError for what no engine could answer."""
-        self._check(ask)
+        self._docket.check(ask)
         self._number += 1
-        self.stats.asks += 1
         limit_s = self.settings.deadline_s if ask.deadline_s is None else ask.deadline_s
-        asked = Asked(self._number, ask, self._clock.now_ns() + int(limit_s * NS_PER_S), self._withdrawn)
-        self._waiting[ask.kind].append(asked)
-        self._dispatch()
+        asked = Asked(self._number, ask, self._clock.now_ns() + int(limit_s * NS_PER_S), self._docket.withdraw)
+        self._docket.add(asked)
         return asked
 
     def attach_source(self, name: str, ring: RingView) -> None:
@@ -161,19 +146,20 @@ class EngineClient:
     async def _one_life(self) -> Death:
         """Start a child, serve until it dies, and say why it did."""
         try:
-            self._life = Life(self.settings, self._captions, self._clock, self._command, self)
+            life = Life(self.settings, self._captions, self._clock, self._command, self)
         except OSError as problem:
             return Death("start", f"the engine cannot be started: {problem.strerror}", None)
         for name, ring in self._rings.items():
-            self._life.attach(name, ring.fd)
+            life.attach(name, ring.fd)
+        self._life = self._docket.life = life
         watch = asyncio.create_task(self._watch())
         try:
-            return await self._life.died()
+            return await life.died()
         finally:
             watch.cancel()
             with suppress(asyncio.CancelledError):
                 await watch
-            await self._life.end()
+            await life.end()
 
     async def _watch(self) -> None:
         """Look after deadlines and silence; note that the engine stays up."""
@@ -182,7 +168,7 @@ class EngineClient:
         while True:
             await self._clock.sleep(TICK_S)
             now_ns = self._clock.now_ns()
-            self._overdue(now_ns)
+            self._docket.overdue(now_ns)
             life.look(now_ns)
             up = life.ready_ns is not None and now_ns - life.ready_ns >= STAYS_UP_S * NS_PER_S
             if up and self._lives.degraded:
@@ -192,7 +178,7 @@ class EngineClient:
 
     def _mourn(self, death: Death) -> float:
         """Count a death, sort out the questions that were running, and say what comes next."""
-        life, self._life = self._life, None
+        self._life = None
         now_ns = self._clock.now_ns()
         pause_s = self._lives.died(now_ns, hopeless=death.refusal is not None)
         self._refusal = death.refusal
@@ -200,44 +186,24 @@ class EngineClient:
         self.stats.deaths[death.cause] += 1
         for ring in self._rings.values():
             ring.unpin_all(_READER_ENGINE)
-        running = [] if life is None else sorted(life.running.values(), key=lambda asked: asked.number, reverse=True)
-        for asked in running:
-            self._after_death(asked, death)
+        self._docket.bury(death)
         degraded = self._lives.degraded
         text = f"{death.message}; the next one is started" + (f" in {pause_s:g} s" if pause_s else "")
         self._change_state("degraded" if degraded else "restarting", death.cause, text, self.state.load_s)
-        self._count()
         return pause_s
-
-    def _after_death(self, asked: Asked, death: Death) -> None:
-        """A question that was running: once more when nobody has seen anything of its answer, else its end."""
-        about_frame = any(isinstance(picture, NewestFrame) for picture in asked.ask.pictures)
-        told = asked.tokens > 0 or (asked.begun and about_frame)
-        if asked.cancelled or asked.overdue:
-            self._end_unanswered(asked)
-        elif told or asked.tries > 1:
-            asked.fail(EngineError(death.message, hint="ask again: the engine is restarted"))
-        else:
-            self.stats.retries += 1
-            self._waiting[asked.ask.kind].appendleft(asked)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next life; questions that wait keep their deadlines."""
         end_ns = self._clock.now_ns() + int(seconds * NS_PER_S)
         while (left_ns := end_ns - self._clock.now_ns()) > 0:
             await self._clock.sleep(min(TICK_S, left_ns / NS_PER_S))
-            self._overdue(self._clock.now_ns())
+            self._docket.overdue(self._clock.now_ns())
 
     def _close(self) -> None:
-        life, self._life = self._life, None
-        running = [] if life is None else list(life.running.values())
-        for asked in [*running, *self._waiting["caption"], *self._waiting["chat"]]:
-            asked.fail(EngineError("the engine was stopped"))
-        for queue in self._waiting.values():
-            queue.clear()
+        self._life = None
+        self._docket.close()
         for ring in self._rings.values():
             ring.unpin_all(_READER_ENGINE)
-        self._count()
         self._change_state("stopped", "stop", "the engine was stopped", self.state.load_s)
 
     # ---- what a life tells
@@ -252,7 +218,7 @@ class EngineClient:
         else:
             text = f"the engine is loaded ({facts.model})" + ("" if first else " again")
             self._change_state("ready", "loaded" if first else "restarted", text, load_s)
-        self._dispatch()
+        self._docket.dispatch()
 
     def frame_facts(self, asked: Asked, taken: Taken | None) -> FrameFacts | None:
         """What the daemon knows of a frame that the child took."""
@@ -270,70 +236,7 @@ class EngineClient:
 
     def ended(self, asked: Asked) -> None:
         """A question is no longer running: the next one may."""
-        self._dispatch()
-
-    # ---- questions
-
-    def _check(self, ask: Ask) -> None:
-        if ask.kind == "chat" and self.settings.chats == 0:
-            self.stats.refused += 1
-            raise UsageError("this engine answers no chats", hint="[engine] chats = 1")
-        limit = self.settings.queue if ask.kind == "chat" else 4 * self._captions
-        if self._slots_left(ask.kind) == 0 and len(self._waiting[ask.kind]) >= limit:
-            self.stats.refused += 1
-            raise BusyError(
-                f"{len(self._waiting[ask.kind])} {ask.kind} requests wait already, the limit is {limit}",
-                hint="ask again later, or raise [engine] queue",
-            )
-
-    def _slots_left(self, kind: str) -> int:
-        slots = self._captions if kind == "caption" else self.settings.chats
-        if not self.answering or self._life is None:
-            return 0
-        return slots - sum(asked.ask.kind == kind for asked in self._life.running.values())
-
-    def _dispatch(self) -> None:
-        """Hand over what may begin: captions never wait for chats, nor chats for captions."""
-        for kind, queue in self._waiting.items():
-            while queue and self._slots_left(kind) > 0 and self._life is not None:
-                asked = queue.popleft()
-                asked.tries += 1
-                self._life.begin(asked)
-        self._count()
-
-    def _withdrawn(self, asked: Asked) -> None:
-        queue = self._waiting[asked.ask.kind]
-        if asked in queue:
-            queue.remove(asked)
-            self._end_unanswered(asked)
-            self._count()
-        elif self._life is not None:
-            self._life.cancel(asked)
-
-    def _overdue(self, now_ns: int) -> None:
-        running = [] if self._life is None else list(self._life.running.values())
-        for asked in running:
-            if now_ns >= asked.deadline_ns and not asked.overdue and self._life is not None:
-                asked.overdue = True
-                self._life.cancel(asked)
-        for queue in self._waiting.values():
-            for asked in [one for one in queue if now_ns >= one.deadline_ns]:
-                queue.remove(asked)
-                asked.overdue = True
-                self._end_unanswered(asked)
-        self._count()
-
-    def _end_unanswered(self, asked: Asked) -> None:
-        """It was cancelled, or its time ran out, before a token came."""
-        if asked.overdue and not asked.cancelled:
-            asked.fail(DeadlineError("the deadline passed while the request waited", hint="allow a longer deadline_s"))
-        else:
-            asked.finish(AskResult("", "cancelled", 0, 0, 0, 0, None, None, {}))
-
-    def _count(self) -> None:
-        running = Counter[str]() if self._life is None else Counter(one.ask.kind for one in self._life.running.values())
-        self.stats.running, self.stats.captions_running = running["chat"], running["caption"]
-        self.stats.waiting, self.stats.captions_waiting = len(self._waiting["chat"]), len(self._waiting["caption"])
+        self._docket.dispatch()
 
     # ---- state
 
