@@ -22,7 +22,7 @@ except (ImportError, ValueError):  # no gi here: `working` says so
     gi = Gst = GObject = None
 
 _FPS_RANGE = (0.1, 1000.0)
-_STATUS = re.compile(r"\b(4\d\d|5\d\d)\b")
+_STATUS = re.compile(r"\((4\d\d|5\d\d)\)")
 _TAIL: tuple[dict[str, Any], ...] = (
     {"make": "videoconvert", "set": {}},
     {"caps": "video/x-raw,format=RGB,pixel-aspect-ratio=[1/64,64/1]", "name": "rgb"},
@@ -128,16 +128,12 @@ class Running:
     # ---- making it
 
     def _launched(self, text: str) -> Any:
-        """The configuration's own pipeline; an appsink is added where it has none that is called sink."""
+        """The configuration's own pipeline; an appsink is added where it has none."""
         try:
-            made = Gst.parse_launch(text)
-            if not isinstance(made, Gst.Pipeline) or made.get_by_name("sink") is None:
-                made = Gst.parse_launch(
-                    f"{text} ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink sync=false"
-                )
+            made = Gst.parse_launch(text if "appsink" in text else f"{text} ! videoconvert ! appsink name=sink")
         except gi.repository.GLib.Error as problem:
             raise Failure("unsupported", f"the pipeline cannot be made: {_short(problem.message)}") from None
-        sink = made.get_by_name("sink")
+        sink = made.get_by_name("sink") if isinstance(made, Gst.Pipeline) else None
         if sink is None or sink.get_factory().get_name() != "appsink":
             raise Failure("unsupported", "the pipeline does not end in an appsink named sink")
         sink.set_property("caps", Gst.Caps.from_string("video/x-raw,format=RGB"))
@@ -299,7 +295,7 @@ def _only_video(_: Any, __: int, caps: Any) -> bool:
 def _failure_of(problem: Any, details: str | None) -> Failure:
     """An error of the bus: its own texts may hold addresses, so only its kind is told, and a status."""
     text = f"{problem.message} {details or ''}"
-    status = _STATUS.search(text)
+    status = _STATUS.search((details or "").partition("\n")[2])  # before that stands where in its code it happened
     cause = _CAUSES.get(problem.domain, {}).get(problem.code, "failed")
     if status and "gst-resource" in problem.domain:
         cause = status[1]

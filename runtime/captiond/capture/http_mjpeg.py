@@ -32,14 +32,16 @@ def run(plan: Plan, delivery: Delivery) -> None:
     try:
         boundary = _boundary(plan, (response.headers.get("content-type") or [""])[0])
         _to_first_part(plan, response.body, boundary)
-        damaged = 0
-        while damaged < _MAX_DAMAGED:
-            data = _part(plan, response.body, boundary)
+        damaged, more = 0, True
+        while more and damaged < _MAX_DAMAGED:
+            data, more = _part(plan, response.body, boundary)
             t_ns = time.monotonic_ns()
             picture = None if data is None else _decoded(cv2, data, delivery)
             damaged = 0 if picture is not None else damaged + 1
             if picture is not None:
                 delivery.deliver(picture, bgr=True, t_capture_ns=t_ns, kind="arrival")
+        if not more:
+            raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
         raise CaptureFailed("damaged", f"{plan.uri}: {_MAX_DAMAGED} pictures in a row cannot be decoded")
     finally:
         response.body.close()
@@ -63,33 +65,29 @@ def _to_first_part(plan: Plan, body: Body, boundary: bytes) -> None:
     raise CaptureFailed("damaged", f"{plan.uri}: the first part does not begin where it should")
 
 
-def _part(plan: Plan, body: Body, boundary: bytes) -> bytes | None:
-    """One part, after whose end the next one begins; None for one that is no JPEG."""
+def _part(plan: Plan, body: Body, boundary: bytes) -> tuple[bytes | None, bool]:
+    """One part (None when it is no JPEG), and whether another one follows."""
     body.deadline = time.monotonic() + max(READ_TIMEOUT_S, plan.open_timeout_s)
     headers = body.headers()
     kind = (headers.get("content-type") or ["image/jpeg"])[0].lower()
     length = (headers.get("content-length") or [""])[0]
     if length.isascii() and length.isdecimal():
         if len(length) > 9 or int(length) > MAX_PART_BYTES:
-            raise CaptureFailed(
-                "too_large", f"{plan.uri}: a part of {length[:20]} bytes, the limit is {MAX_PART_BYTES}"
-            )
+            text = f"{plan.uri}: a part of {length[:20]} bytes, the limit is {MAX_PART_BYTES}"
+            raise CaptureFailed("too_large", text)
         data = body.exactly(int(length))
-        _to_next_part(plan, body, boundary)
+        more = _next_part_follows(plan, body, boundary)
     else:
         data = body.until(boundary, MAX_PART_BYTES)
-        if body.line().startswith(b"--"):
-            raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
-    return data if kind.startswith(("image/jpeg", "image/jpg")) else None
+        more = not body.line().startswith(b"--")
+    return data if kind.startswith(("image/jpeg", "image/jpg")) else None, more
 
 
-def _to_next_part(plan: Plan, body: Body, boundary: bytes) -> None:
+def _next_part_follows(plan: Plan, body: Body, boundary: bytes) -> bool:
     for _ in range(4):
         line = body.line()
-        if line.startswith(boundary + b"--"):
-            raise CaptureFailed("closed", f"{plan.uri}: the stream ended")
         if line.startswith(boundary):
-            return
+            return not line.startswith(boundary + b"--")
     raise CaptureFailed("damaged", f"{plan.uri}: a part does not end where its length says")
 
 

@@ -147,7 +147,10 @@ def device_of(uri: str) -> str:
 
 def fraction(fps: float) -> str:
     """A frame rate as GStreamer writes it."""
-    return f"{round(fps)}/1" if float(fps).is_integer() else f"{round(fps * 1001)}/1001"
+    for below, near in ((1, 1e-3), (2, 1e-3), (1001, 0.1)):  # 29.97 means 30000/1001
+        if abs(fps * below - round(fps * below)) < near:
+            return f"{round(fps * below)}/{below}"
+    return f"{round(fps * 1000)}/1000"
 
 
 def _queue() -> Element:
