@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
+from runtime.captiond.captioning.parts import PicturesView
 from runtime.captiond.capture.ring import READER_MAIN, Ring
 from runtime.captiond.capture.waiting import end_tasks
 from runtime.captiond.events import CaptionFinished
@@ -14,23 +14,6 @@ from runtime.captiond.events import CaptionFinished
 HISTORY = 60
 THUMBNAIL_SIDE_PX = 640
 THUMBNAIL_QUALITY = 70
-
-
-class JpegView(Protocol):
-    """`runtime.captiond.pictures.client.Jpeg`."""
-
-    @property
-    def data(self) -> bytes: ...
-
-
-class PicturesView(Protocol):
-    """`runtime.captiond.pictures.client.Pictures`."""
-
-    async def jpeg(
-        self, source: str, *, slot: tuple[int, int] | None = None, max_side_px: int, quality: int = 80
-    ) -> JpegView | None: ...
-    async def changed(self, source: str, slot: tuple[int, int]) -> float: ...
-    async def keep_scene(self, source: str, slot: tuple[int, int]) -> bool: ...
 
 
 @dataclass(slots=True)

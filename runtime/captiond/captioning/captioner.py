@@ -12,13 +12,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from runtime.captiond.asks import Ask, AskResult
-from runtime.captiond.captioning.album import Album, HistoryEntry, PicturesView
+from runtime.captiond.asks import AskResult
+from runtime.captiond.captioning.album import Album, HistoryEntry
 from runtime.captiond.captioning.answers import DEFAULT_PROMPT, caption, field_value, question
+from runtime.captiond.captioning.parts import Engine, PicturesView, Runner
 from runtime.captiond.captioning.turns import Cadence, Rotation
-from runtime.captiond.capture.ring import FrameHeader, Ring
 from runtime.captiond.capture.waiting import end_tasks
 from runtime.captiond.clock import NS_PER_S, Clock
 from runtime.captiond.config.settings import PromptSettings, SourceSettings
@@ -28,7 +27,6 @@ from runtime.captiond.events import (
     CaptionFailed,
     CaptionFinished,
     CaptionStarted,
-    EngineChanged,
     Event,
     FrameFacts,
     Notice,
@@ -39,28 +37,6 @@ from runtime.errors import EngineError, SourceError, VlmError
 
 _LOST_S = 0.1
 _TICK_S = 1.0  # however long it waits, it looks around this often
-
-
-class Runner(Protocol):
-    """`runtime.captiond.capture.supervisor.SourceRunner`."""
-
-    ring: Ring
-
-    def newest(self) -> FrameHeader | None: ...
-    async def wait_frame(self, after_seq: int = -1) -> FrameHeader: ...
-
-
-class Engine(Protocol):
-    """`runtime.captiond.engine.client.EngineClient`."""
-
-    state: EngineChanged
-
-    @property
-    def answering(self) -> bool: ...
-    @property
-    def model(self) -> str | None: ...
-    async def wait_answering(self) -> None: ...
-    def ask(self, ask: Ask) -> Asked: ...
 
 
 @dataclass(slots=True)
