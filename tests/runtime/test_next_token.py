@@ -367,7 +367,7 @@ def test_who_is_ended_while_it_begins_leaves_the_sampling_of_another_as_it_shoul
 
         def disturb(delta: Delta) -> None:
             if delta.index == 3:
-                came.append(session.stream("brief", params=PARAMS[3]))
+                came.append(session.stream("brief", params=PARAMS[3], priority=1))
 
         assert session.stream("long", params=PARAMS[2], on_delta=disturb).answer().token_ids == expected
         assert came[0].answer().token_ids == ()
