@@ -17,7 +17,7 @@ from runtime.captiond.outputs.worker import Worker
 from runtime.errors import OutputError
 
 _log = logging.getLogger(__name__)
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 3.0
 _FINISH_S = 1.0
 
 
@@ -25,7 +25,7 @@ class Jsonl(Output):
     """Writes `LinesFile` from a thread of its own, so that a slow disk costs events of this output alone.
 
     A line is flushed to the disk at most ``sync_s`` after it was written (0: at once). A disk that takes nothing more
-    is tried again every 0.5 to 5 s: meanwhile events wait in the subscription, and the oldest of them are dropped.
+    is tried again every 0.5 to 3 s: meanwhile events wait in the subscription, and the oldest of them are dropped.
     """
 
     def __init__(self, settings: JsonlSettings, bus: Bus, clock: Clock) -> None:
