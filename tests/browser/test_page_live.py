@@ -176,17 +176,23 @@ def test_the_page_comes_back_after_the_daemon_has_been_restarted(page: Browser, 
     page.wait_text(".facts", "Last caption")
     again = StandIn([source_state("yard")], port=server.port)
     try:
-        page.find("#retry").click()
+        again.caption("yard", "meanwhile")  # its number is that of the caption before the restart
         page.wait_text("#link", "Connected")
         assert not page.find("#link-banner").is_displayed()
         again.wait_listeners()
-        again.caption("yard", "after")  # its number is that of the caption before the restart
+        again.caption("yard", "after")
         page.wait_text(".caption", "after")
-        page.wait(lambda: "afterbefore" in page.js(
-            "return [...document.querySelectorAll('.history .text')].map((n) => n.textContent.trim()).join('')"
-        ), "both in the history")  # fmt: skip
+        rows = "return [...document.querySelectorAll('.history .text')].map((n) => n.textContent.trim()).join(' ')"
+        page.wait(lambda: page.js(rows) == "after meanwhile before", "the history of both")
     finally:
         again.close()
+    page.wait_text("#link", "No connection")
+    third = StandIn([source_state("yard")], port=server.port)
+    try:
+        page.find("#retry").click()
+        page.wait_text("#link", "Connected")
+    finally:
+        third.close()
 
 
 def test_a_state_that_events_have_overtaken_changes_nothing(page: Browser, server: StandIn) -> None:

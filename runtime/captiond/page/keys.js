@@ -1,4 +1,4 @@
-// Single-key shortcuts. They can be switched off, and never act while somebody writes or a dialog is open.
+// Single-key shortcuts. They can be switched off, and never act while a dialog is open: all fields are in dialogs.
 
 import { make, remember, remembered } from "./dom.js";
 
@@ -25,9 +25,6 @@ export class Keys {
 
   #pressed(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || document.querySelector("dialog[open]")) return;
-    // For a moment after it closes, the focus is still within a dialog.
-    const field = event.target.closest("input, textarea, select");
-    if (field && !field.closest("dialog")) return;
     const act = this.acts.get(event.key);
     if (!act || (!this.on && event.key !== "?")) return;
     event.preventDefault();
