@@ -130,6 +130,12 @@ class EngineClient:
         if self._rings.pop(name, None) is not None and self._life is not None:
             self._life.detach(name)
 
+    def reload(self, settings: EngineSettings) -> None:
+        """Take new limits of time and of the queue from now on; the rest of ``settings`` with the next engine."""
+        self.settings = self._docket.settings = settings
+        if self._life is not None:
+            self._life.settings = settings
+
     async def run(self) -> None:
         """Keep an engine alive until cancelled; it is gone within a second or two then."""
         try:

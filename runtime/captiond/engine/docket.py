@@ -37,16 +37,16 @@ class Docket:
     def __init__(self, settings: EngineSettings, captions: int) -> None:
         self.stats = EngineStats()
         self.life: Life | None = None
-        self._settings = settings
+        self.settings = settings
         self._captions = max(1, captions)
         self._waiting: dict[str, deque[Asked]] = {"caption": deque(), "chat": deque()}
 
     def check(self, ask: Ask) -> None:
         """Raises BusyError when too many wait, UsageError for what no engine could answer."""
-        if ask.kind == "chat" and self._settings.chats == 0:
+        if ask.kind == "chat" and self.settings.chats == 0:
             self.stats.refused += 1
             raise UsageError("this engine answers no chats", hint="[engine] chats = 1")
-        limit = self._settings.queue if ask.kind == "chat" else 4 * self._captions
+        limit = self.settings.queue if ask.kind == "chat" else 4 * self._captions
         if self._places_left(ask.kind) == 0 and len(self._waiting[ask.kind]) >= limit:
             self.stats.refused += 1
             raise BusyError(
@@ -122,7 +122,7 @@ class Docket:
     def _places_left(self, kind: str) -> int:
         if self.life is None or not self.life.ready:
             return 0
-        places = self._captions if kind == "caption" else self._settings.chats
+        places = self._captions if kind == "caption" else self.settings.chats
         return places - sum(asked.ask.kind == kind for asked in self._running())
 
     def _count(self) -> None:

@@ -50,7 +50,7 @@ class Life:
     ) -> None:
         self.running: dict[int, Asked] = {}
         self.ready_ns: int | None = None
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._listener = listener
         self._began_ns = self._looked_ns = self.heard_ns = self._moved_ns = clock.now_ns()
@@ -122,11 +122,11 @@ class Life:
         if self._death.done():
             return
         if self.ready_ns is None:
-            if now_ns - self._began_ns > self._settings.load_s * NS_PER_S:
-                self._kill("load", f"the engine did not load within {self._settings.load_s:g} s")
+            if now_ns - self._began_ns > self.settings.load_s * NS_PER_S:
+                self._kill("load", f"the engine did not load within {self.settings.load_s:g} s")
             return
         silent_ns = now_ns - (self._moved_ns if self.running else self.heard_ns)
-        if silent_ns > self._settings.hang_s * NS_PER_S:
+        if silent_ns > self.settings.hang_s * NS_PER_S:
             doing = "no token" if self.running else "no sign of life"
             self._kill("hang", f"the engine gave {doing} for {silent_ns / NS_PER_S:.0f} s and was killed")
 

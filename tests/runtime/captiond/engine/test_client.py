@@ -168,6 +168,27 @@ def test_captions_never_wait_for_chats_nor_chats_for_captions() -> None:
     asyncio.run(main())
 
 
+def test_new_limits_hold_from_now_on() -> None:
+    async def main() -> None:
+        async with engine(stand_in_command(), settings=EngineSettings(chats=1, queue=0, deadline_s=60)) as made:
+            first = made.client.ask(chat(ENDLESS))
+            with pytest.raises(BusyError, match="limit is 0"):
+                made.client.ask(chat())
+            made.client.reload(EngineSettings(chats=1, queue=1, deadline_s=1, hang_s=2))
+            short = made.client.ask(chat())
+            await made.pass_time(1.5)
+            with pytest.raises(DeadlineError):
+                await short.result()
+            first.cancel()
+            await first.result()
+            made.client.ask(chat('{"do": "hang", "at": 0}', max_new_tokens=1))
+            await eventually(lambda: made.client.stats.running == 1)
+            await made.pass_time(3)
+            await eventually(lambda: made.client.stats.deaths == {"hang": 1})
+
+    asyncio.run(main())
+
+
 def test_engine_without_chat_slots_refuses_chats() -> None:
     async def main() -> None:
         async with engine(stand_in_command(), settings=EngineSettings(chats=0)) as made:
