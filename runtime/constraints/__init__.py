@@ -37,7 +37,7 @@ def json_object() -> Constraint:
 
 
 def choice(choices: Sequence[str]) -> Constraint:
-    """One of ``choices``, nothing before or after it. Raises InputError."""
+    """One of ``choices``, nothing before or after it but a space that answers do not show. Raises InputError."""
     return ChoiceForm(check_choices(choices))
 
 

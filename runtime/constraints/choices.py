@@ -34,7 +34,9 @@ class ChoiceForm:
     """``choices`` are checked."""
 
     def __init__(self, choices: tuple[str, ...]) -> None:
-        self._choices = tuple(text.encode() for text in choices)
+        # Models begin an answer with a token such as " yes", and answers are shown without the space. A model that may
+        # only write "yes" writes a token that it has never begun with, and what it then says is left to chance.
+        self._choices = tuple(text.encode() for choice in choices for text in (choice, f" {choice}"))
         self._grammar = choice_grammar(choices)
         byte_matcher(self._grammar)
 

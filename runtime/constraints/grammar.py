@@ -38,8 +38,8 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
 
 def choice_grammar(choices: Sequence[str]) -> str:
-    """The grammar of one of ``choices``."""
-    grammar: str = _library().LLMatcher.grammar_from_regex("|".join(map(_escaped, choices)))
+    """The grammar of one of ``choices``, after a space or none."""
+    grammar: str = _library().LLMatcher.grammar_from_regex(f" ?({'|'.join(map(_escaped, choices))})")
     return grammar
 
 

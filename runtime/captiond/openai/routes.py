@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -190,9 +191,8 @@ class Answering:
 
 async def _close_after(asked: AskedView, images: Images) -> None:
     try:
-        await asked.result()
-    except VlmError:
-        pass  # told to the client, who is served or gone
+        with suppress(VlmError):  # told to the client, who is served or gone
+            await asked.result()
     finally:
         images.close()
 
