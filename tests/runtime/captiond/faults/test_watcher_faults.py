@@ -127,6 +127,26 @@ def test_ten_stalled_clients_cost_bounded_memory_and_the_others_miss_nothing() -
     asyncio.run(main())
 
 
+def test_pictures_that_a_client_is_too_slow_for_are_left_out_and_do_not_pile_up() -> None:
+    clock = ManualClock()
+
+    async def main() -> None:
+        parts = services(clock)
+        parts.pictures.size = 50_000
+        async with serving(parts=parts) as running:
+            plug = await stalled(running, "mjpeg")
+            await fill(running, clock, 1)
+            (watcher,) = running.server._watchers._watchers
+            for _ in range(40):  # within the time that a stalled client has
+                parts.pictures.seq += 1
+                await clock.advance(0.1)
+                await asyncio.sleep(0)
+            assert watcher.connection.transport.get_write_buffer_size() < 4 * 50_000
+            plug.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", ["sse", "websocket"])
 def test_a_client_that_reads_again_in_time_learns_how_much_it_missed(kind: str) -> None:
     clock = ManualClock()

@@ -163,6 +163,16 @@ def test_a_body_of_100_mb_is_refused_and_never_kept(declared: bool) -> None:
     asyncio.run(main())
 
 
+def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None:
+    async def main() -> None:
+        async with serving() as running:
+            answer = await raw(running.port, head(running, POST + "Content-Length: 104857600\r\n\r\n"))
+            assert b"body_too_large" in answer
+            assert running.services.metrics.connections_closed[("body",)] == 0
+
+    asyncio.run(main())
+
+
 def test_a_body_too_large_is_told_to_a_client_that_listens() -> None:
     async def main() -> None:
         async with serving() as running, client() as session:
