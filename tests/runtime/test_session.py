@@ -404,17 +404,18 @@ def test_deadline_keeps_what_was_written(rig_of: RigOf) -> None:
 
 def test_deadline_before_the_first_token_is_an_error(rig_of: RigOf) -> None:
     rig = rig_of(saying("x"))
-    encode = rig.vision.encode
+    encode, asked, passing = rig.vision.encode, [], threading.Event()
 
-    def slow(tiles: np.ndarray, layout: object) -> np.ndarray:
-        deadline = time.monotonic() + 0.02
-        while time.monotonic() < deadline:
-            threading.Event().wait(0.005)
+    def until_it_has_passed(tiles: np.ndarray, layout: object) -> np.ndarray:
+        assert passing.wait(10)
+        asked[0]._channel.control._deadline_ns = time.monotonic_ns()
         return encode(tiles, layout)
 
-    rig.vision.encode = slow
+    rig.vision.encode = until_it_has_passed
+    asked.append(rig.session.stream("Go", [PICTURE], deadline_s=1000.0))
+    passing.set()
     with pytest.raises(DeadlineError, match="before the first token"):
-        rig.session.generate("Go", [PICTURE], deadline_s=0.01)
+        asked[0].answer()
     assert rig.decoder.prefilled == []
 
 
