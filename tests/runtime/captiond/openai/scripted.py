@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,13 +12,25 @@ from typing import Any
 
 import openai
 
-from runtime.captiond.asks import Ask, AskDelta, AskResult, FinishReason, NewestFrame, SharedImage, TokenChance
+from runtime.captiond.asks import Ask, AskDelta, AskResult, FinishReason, SharedImage, TokenChance
 from runtime.captiond.events import ChatFinished, EngineChanged, FrameFacts
 from runtime.errors import ImageError, VlmError
 from tests.runtime.captiond.http import parts
 
 MODEL = "demo-llava"
 WORDS = ("A", " red", " circle", " and", " a", " blue", " square", ".")
+
+
+HELLO: list[Any] = [{"role": "user", "content": "What do you see?"}]
+TEXT = "".join(WORDS)
+JPEG = b"\xff\xd8 a picture"
+DATA_URL = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()
+ONE_IMAGE: list[Any] = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": DATA_URL}}],
+    }
+]
 
 
 @dataclass
@@ -138,6 +151,7 @@ class Api:
     url: str
     engine: ScriptedEngine
     decoder: Decoder
+    runner: parts.Runner
     finished: list[ChatFinished] = field(default_factory=list)
 
     def client(self) -> openai.AsyncOpenAI:
@@ -158,7 +172,7 @@ async def api(script: Script | None = None, **settings: Any) -> AsyncIterator[Ap
     finished: list[ChatFinished] = []
     services.bus.tap(lambda event: finished.append(event) if isinstance(event, ChatFinished) else None)
     async with parts.serving(parts=services, **settings) as running:
-        yield Api(running.url, engine, decoder, finished)
+        yield Api(running.url, engine, decoder, services.sources["door"].runner, finished)
 
 
 def unavailable(engine: ScriptedEngine, status: Any, message: str = "") -> None:
@@ -175,5 +189,44 @@ async def until(condition: Any) -> None:
     raise AssertionError("it did not come true in 30 s")
 
 
-def frames(ask: Ask) -> list[NewestFrame]:
-    return [picture for picture in ask.pictures if isinstance(picture, NewestFrame)]
+def image(url: Any, **more: Any) -> list[Any]:
+    """Messages that show one image."""
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url, **more}}]}]
+
+
+def said(text: str) -> list[Any]:
+    """Messages of one text part."""
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
+def form(**inner: Any) -> dict[str, Any]:
+    """A response_format with this json_schema."""
+    return {"response_format": {"type": "json_schema", "json_schema": inner}}
+
+
+async def create(a: Api, messages: list[Any] = HELLO, **options: Any) -> Any:
+    async with a.client() as client:
+        return await client.chat.completions.create(model=MODEL, messages=messages, **options)
+
+
+async def streamed(a: Api, messages: list[Any] = HELLO, **options: Any) -> list[Any]:
+    async with a.client() as client:
+        stream = await client.chat.completions.create(model=MODEL, messages=messages, stream=True, **options)
+        return [chunk async for chunk in stream]
+
+
+def body_of(error: openai.APIStatusError) -> dict[str, Any]:
+    body = error.response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    inner: dict[str, Any] = body["error"]
+    return inner
+
+
+def is_open(fd: int) -> bool:
+    """Whether a file descriptor is in use."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
