@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "llama-cpp-python", "gguf")
+PACKAGES = ("numpy", "llguidance", "onnxruntime", "tokenizers", "torch", "transformers", "llama-cpp-python", "gguf")
 
 
 def _cpu_name() -> str:
