@@ -186,6 +186,7 @@ class Daemon:
             self.bus.publish(Notice("error", "configuration", f"the old one stays: {error.message}"))
             return
         self._config = wanted
+        self._engine.reload(wanted.engine)
         logging.getLogger("runtime").setLevel(wanted.log.level.upper())
         if self._config.output != before.output or self._config.server != before.server:
             await self._end_outputs()
