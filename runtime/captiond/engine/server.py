@@ -261,8 +261,8 @@ def _shared(picture: SharedImage, held: AsyncExitStack) -> Pixels:
     view = memoryview(memory)
 
     def let_go() -> None:
-        view.release()
-        with suppress(BufferError):  # somebody still reads: it goes with the last reader
+        with suppress(BufferError):  # an error still holds on to the pixels: they go with it
+            view.release()
             memory.close()
 
     held.callback(let_go)

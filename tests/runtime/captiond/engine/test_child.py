@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from runtime import GenerationParams, ImagePart, Message, Session
-from runtime.captiond.asks import Ask, AskMessage, ConstraintSpec, NewestFrame
+from runtime.captiond.asks import Ask, AskMessage, ConstraintSpec, NewestFrame, SharedImage
 from runtime.captiond.capture.ring import Ring
 from runtime.captiond.config.settings import EngineSettings
 from runtime.captiond.engine.asked import Asked
@@ -109,6 +109,12 @@ def test_refusals_cross_with_their_type() -> None:
         async with engine(None, settings=EngineSettings(bundle=BUNDLE, chats=1)) as made:
             with pytest.raises(PromptError, match="context"):
                 await made.client.ask(chat("word " * 5000)).result()
+            file = os.memfd_create("image")
+            os.truncate(file, 3 * 64 * 48)
+            words = (AskMessage("user", (0, "word " * 5000)),)
+            with pytest.raises(PromptError, match="context"):
+                await made.client.ask(Ask("chat", words, (SharedImage(file, 64, 48),))).result()
+            os.close(file)
             with pytest.raises(InputError, match="temperature"):
                 await made.client.ask(chat(temperature=-1.0)).result()
             with pytest.raises(InputError, match="unknown"):
