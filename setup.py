@@ -104,7 +104,7 @@ if __name__ == "__main__":
         python_requires=">=3.10,<3.14",
         packages=packages(),
         package_data={
-            "runtime": ["py.typed", "demo/**"],
+            "runtime": ["py.typed", "demo/**", "captiond/page/*", "captiond/service/*.service"],
             "kernels": [
                 "py.typed",
                 "csrc/*",

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from runtime.captiond.config.setting import Rules, key_of, rules_of  # noqa: E402
-from runtime.captiond.config.settings import Config  # noqa: E402
+from runtime.captiond.config.settings import NAME, Config  # noqa: E402
 from runtime.captiond.config.tables import limits  # noqa: E402
 from runtime.captiond.events import EVENT_TYPES, CaptionFailed, ChatFinished, FrameFacts, Notice  # noqa: E402
 from runtime.captiond.http.route import Route  # noqa: E402
@@ -64,6 +64,8 @@ def _allowed(rules: Rules, hint: object) -> str:
         return ", ".join(f"`{choice}`" for choice in rules.choices)
     if rules.low is not None or rules.high is not None:
         return limits(rules)
+    if rules.pattern == NAME:
+        return "a name: a-z, 0-9, `-`, `_`"
     if rules.pattern:
         return f"`{_cell(rules.pattern)}`"
     return {bool: "true, false"}.get(hint, "") if isinstance(hint, type) else ""

@@ -40,7 +40,17 @@ ALLOWED = {
 }
 # Where one library may be loaded, at once or lazily.
 HOMES = {
-    "cv2": ("runtime/sources/", "runtime/drawing", "models/video_file"),
+    "cv2": ("runtime/sources/", "runtime/captiond/capture/", "runtime/captiond/pictures/", "models/video_file"),
+    "aiohttp": (
+        "runtime/captiond/http/",
+        "runtime/captiond/openai/",
+        "runtime/captiond/addresses",
+        "runtime/captiond/outputs/",
+    ),
+    "paho": ("runtime/captiond/outputs/",),
+    "prometheus_client": ("runtime/captiond/exposition",),
+    "rosbags": ("runtime/sources/",),
+    "gi": ("runtime/captiond/capture/gst_",),
     "PIL": ("runtime/images/", "runtime/sources/", "export/", "models/"),
     "llguidance": ("runtime/constraints/",),
     "onnxruntime": ("runtime/vision/", "runtime/decoder/", "export/"),
