@@ -15,6 +15,7 @@ from runtime.constraints.shortest import Effort, Parts, shortest_step
 MAX_PLAN_BYTES = 16_384
 _CUTS = 16
 _STRUCTURE = frozenset(b'",]}')
+_BEFORE_VALUES = (b":", b",", b"[", b"{")
 
 
 class Planner(Protocol):
@@ -80,12 +81,14 @@ class ChoicePlanner:
 
 
 class JsonText:
-    """Where in JSON a text stops: ``string`` is what stands since the open quote, None outside of strings."""
+    """Where in JSON a text stops: ``string`` is what stands since the open quote, None outside of strings.
+    ``fresh``: a value or a key could begin here, none has."""
 
-    __slots__ = ("_escaped", "string")
+    __slots__ = ("_escaped", "fresh", "string")
 
-    def __init__(self, string: bytes | None = None, escaped: bool = False) -> None:
+    def __init__(self, string: bytes | None = None, escaped: bool = False, fresh: bool = True) -> None:
         self.string = string
+        self.fresh = fresh
         self._escaped = escaped
 
     def after(self, data: bytes) -> JsonText:
@@ -100,7 +103,7 @@ class JsonText:
                 string, escaped = string + b"\\", True
             else:
                 string = None
-        return JsonText(string, escaped)
+        return JsonText(string, escaped, string is None and data[-1:] in _BEFORE_VALUES)
 
 
 def completion(matcher: Any, text: JsonText, parts: Parts, before: bytes = b"") -> bytes | None:
@@ -115,7 +118,7 @@ def completion(matcher: Any, text: JsonText, parts: Parts, before: bytes = b"") 
         rest = _still_valid(matcher, before)
         if rest is not None:
             return bytes(plan) + rest
-        step = shortest_step(matcher, text.string, parts, effort)
+        step = shortest_step(matcher, text.string, parts, effort, fresh=text.fresh)
         if not step or not matcher.consume_tokens(list(step)):
             return None
         plan += step

@@ -137,8 +137,8 @@ class Effort:
         return self.left >= 0
 
 
-def shortest_step(matcher: Any, string: bytes | None, parts: Parts, effort: Effort) -> bytes | None:
-    """Some bytes of a short way to the end; None where the search gives up. ``string``: see `plan.JsonText`."""
+def shortest_step(matcher: Any, string: bytes | None, parts: Parts, effort: Effort, *, fresh: bool) -> bytes | None:
+    """Some bytes of a short way to the end; None where the search gives up. ``string``, ``fresh``: `plan.JsonText`."""
     forced: bytes = matcher.compute_ff_bytes()
     if forced:
         return forced
@@ -154,9 +154,9 @@ def shortest_step(matcher: Any, string: bytes | None, parts: Parts, effort: Effo
         if closing[0] in may:
             return closing
     for part in (*parts.members, *parts.values):
-        for offer in (part, b"," + part):
-            if offer[0] in may and matcher.validate_tokens(list(offer)) == len(offer):
-                return offer
+        offer = part if fresh else b"," + part  # a number that has begun is not carried on with a whole value
+        if offer[0] in may and matcher.validate_tokens(list(offer)) == len(offer):
+            return offer
     return _searched(matcher, effort, string=False)
 
 

@@ -165,6 +165,14 @@ def test_nothing_is_refused_while_the_budget_is_ample() -> None:
         assert refusals == 0
 
 
+def test_a_number_that_has_begun_can_always_end() -> None:
+    for start in ("-", "-0", "1", "0.", "-0.0"):
+        constraint = json_schema({"type": "array", "items": {"type": "number"}})
+        matcher = constraint.matcher(DEMO, DEMO_VOCAB, DEMO_STOP, 30)
+        for char in "[" + start:
+            assert matcher.push(next(i for i in range(409) if _spelling(i) == char)), (start, char)
+
+
 def test_padding_and_special_tokens_are_never_allowed() -> None:
     matcher = json_object().matcher(DEMO, DEMO_VOCAB, DEMO_STOP, 50)
     assert matcher.push(int(np.flatnonzero(matcher.allowed())[0]))
