@@ -238,7 +238,6 @@ KINDS: dict[str, Kind] = {
         lambda stage: stage.restart(codec="h265"), lambda stage: stage.restart(codec="h264"), odd=True
     ),
     "resolution switch": Kind(_resize, _resize_back, lost=False, odd=True),
-    "PTS jump": Kind(lambda stage: stage.server.say("jump"), _nothing, lost=False, odd=True),
     "300 fps burst": _said("burst 9", "burst 0", lost=False),
     "child SIGKILL": _child(signal.SIGKILL),
     "child SIGSEGV": _child(signal.SIGSEGV),
@@ -246,6 +245,13 @@ KINDS: dict[str, Kind] = {
     "bad SDP": _scripted("bad_sdp"),
     "unknown codec": _scripted("unknown_codec"),
     "mid-GOP join": _scripted("mid_gop", odd=True),
+    "PTS jump": Kind(
+        lambda stage: stage.camera.behave("pts_jump"),
+        lambda stage: stage.camera.behave("good"),
+        lost=False,
+        odd=True,
+        real=False,
+    ),
     "truncated NAL units": _scripted("truncated", lost=False),
     "huge picture, 16384x16384": _scripted("huge", lost=False),
     "large picture, 8192x8192": _scripted("large"),
@@ -275,15 +281,15 @@ def injected(stage: Stage, kind: Kind, rng: random.Random) -> tuple[float | None
     stage.events.forget()
     begun_s = time.monotonic()
     kind.begin(stage)
-    odd_s = time.monotonic()
+    odd_s = time.monotonic()  # from here on the camera is odd
     noticed_s = stage.lost(begun_s) - begun_s if kind.lost else None
     if kind.odd:
         back_s = stage.captioned(odd_s, "no caption of the odd camera") - odd_s
     time.sleep(max(0.0, begun_s + rng.uniform(*kind.lasts_s) - time.monotonic()))
     kind.end(stage)
     if not kind.odd:
-        # A process that died needs nobody to be well again: its camera was so all the time.
-        well_s = begun_s if kind.end is _nothing else time.monotonic()
+        # A fault of a moment is over at once: the camera was well all the time.
+        well_s = odd_s if kind.end is _nothing else time.monotonic()
         back_s = stage.captioned(well_s, "no caption after the fault") - well_s
     return noticed_s, back_s
 

@@ -4,7 +4,7 @@
 
 Serves rtsp://127.0.0.1:<port>/live from raw I420 pictures in a loop, each with its number in blocks of luma. Prints
 "ready <port>", then obeys lines of stdin: freeze, thaw, mount, unmount, login, open,
-drop, jump, burst <more pictures per tick>, size <w> <h> <raw>.
+drop, burst <more pictures per tick>, size <w> <h> <raw>.
 """
 
 import json
@@ -59,7 +59,7 @@ class Server:
     def __init__(self, options):
         self.options = options
         self.pictures = Pictures(options["raw"], options["width"], options["height"])
-        self.number, self.frozen, self.offset_ns, self.extra = 0, False, 0, 0
+        self.number, self.frozen, self.extra = 0, False, 0
         self.sources = []
         self.server = GstRtspServer.RTSPServer()
         self.server.set_address("127.0.0.1")
@@ -122,9 +122,6 @@ class Server:
     def thaw(self):
         self.frozen = False
 
-    def jump(self):
-        self.offset_ns += 3600 * Gst.SECOND
-
     def burst(self, extra):
         self.extra = int(extra)
 
@@ -154,7 +151,7 @@ class Server:
                 continue
             buffer = Gst.Buffer.new_wrapped(self.pictures.numbered(self.number))
             time_ns = source.get_current_running_time()
-            buffer.pts = buffer.dts = self.offset_ns + (time_ns if time_ns < Gst.CLOCK_TIME_NONE else 0)
+            buffer.pts = buffer.dts = time_ns if time_ns < Gst.CLOCK_TIME_NONE else 0
             source.emit("push-buffer", buffer)
 
     def obey(self, stream, _):
@@ -165,7 +162,6 @@ class Server:
         orders = {
             "freeze": self.freeze,
             "thaw": self.thaw,
-            "jump": self.jump,
             "burst": self.burst,
             "mount": self.mount,
             "unmount": self.unmount,

@@ -32,6 +32,10 @@ _MAX_LINE_BYTES = 4096
 _MAX_HEAD_BYTES = 16_384
 _MAX_BODY_BYTES = 65_536
 _SHOWN_CHARS = 80
+_CODECS = frozenset(
+    ("H264", "H265", "HEVC", "JPEG", "MP4V-ES", "VP8", "VP9", "AV1", "H261", "H263", "H263-1998", "H263-2000")
+    + ("MPV", "MP1S", "MP2P", "MP2T", "JPEG2000", "THEORA", "DV")
+)
 _STATUS = re.compile(rb"(?:RTSP|HTTP)/1\.[01] (\d{3})(?: |\r|\n)")
 
 
@@ -194,7 +198,7 @@ async def _headers(reader: asyncio.StreamReader) -> dict[str, list[str]]:
 
 
 def _judge(uri: SplitResult, answer: _Answer, known: bool) -> None:
-    """Raise UnreachableError for a refusal, and for a description without video. Redirections are the child's."""
+    """Raise UnreachableError for a refusal, or a description that promises nothing. A redirection is the child's."""
     status, name = answer.status, _name(uri)
     if status == 401:
         wrong = "refuses the user and password" if known else "wants a user and a password"
@@ -204,8 +208,25 @@ def _judge(uri: SplitResult, answer: _Answer, known: bool) -> None:
         raise UnreachableError("404", f"{name} has no such stream (404)", hint="check the path of the URI")
     if status >= 400:
         raise UnreachableError(str(status), f"{name} answers {status}")
-    if uri.scheme.lower() == "rtsp" and status == 200 and b"m=video" not in answer.body:
+    if uri.scheme.lower() == "rtsp" and status == 200:
+        _look_at_description(name, answer.body)
+
+
+def _look_at_description(name: str, body: bytes) -> None:
+    """Raise UnreachableError for SDP without video, or with video that no capture process decodes."""
+    lines = [line.strip() for line in body.decode("latin-1").splitlines()]
+    if not lines or not lines[0].startswith("v="):
+        raise UnreachableError("damaged", f"{name} describes itself in no known way")
+    video = next((number for number, line in enumerate(lines) if line.startswith("m=video")), None)
+    if video is None:
         raise UnreachableError("no_video", f"{name} describes no video")
+    payload = (lines[video].split()[3:] or [""])[0]
+    for line in lines[video + 1 :]:
+        if line.startswith("m="):
+            break
+        mapped, _, codec = line.partition("/")[0].partition(" ")
+        if mapped == f"a=rtpmap:{payload}" and codec.upper() not in _CODECS:
+            raise UnreachableError("unsupported", f"{name} sends video of the unknown codec {one_line(codec, 40)}")
 
 
 def _name(uri: SplitResult) -> str:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from runtime.captiond.capture.cadence import Cadence
+from runtime.captiond.capture.cadence import STALL_S, Cadence
 
 S = 1_000_000_000
 
@@ -22,7 +22,7 @@ def after(*seconds: float) -> Cadence:
 
 
 @pytest.mark.parametrize(
-    ("fps", "silence_s"), [(300, 1.9), (30, 1.9), (5, 1.9), (2.5, 2.0), (1, 5), (0.2, 25), (0.1, 50)]
+    ("fps", "silence_s"), [(300, STALL_S), (30, STALL_S), (5, STALL_S), (2.5, 2.0), (1, 5), (0.2, 25), (0.1, 50)]
 )
 def test_silence_is_two_seconds_or_five_periods(fps: float, silence_s: float) -> None:
     cadence = after(*(number / fps for number in range(10)))
@@ -30,14 +30,20 @@ def test_silence_is_two_seconds_or_five_periods(fps: float, silence_s: float) ->
     assert cadence.fps == pytest.approx(fps)
 
 
+def test_the_promise_leaves_time_for_noticing() -> None:
+    assert 1.5 < STALL_S < 1.9
+
+
 def test_an_unknown_period_gives_the_time_of_opening() -> None:
     assert after(0.0).stall_after_s(10) == 10
     assert after(0, 0.1, 0.2).stall_after_s(10) == 10
-    assert after(0, 0.1, 0.2, 0.3).stall_after_s(10) == 1.9
+    assert after(0, 0.1, 0.2, 0.3).stall_after_s(10) == STALL_S
     assert after(0.0).fps == 0
 
 
-@pytest.mark.parametrize(("fps", "silence_s"), [(25.0, 1.9), (0.5, 10.0), (0.0, 7), (-1.0, 7), (math.nan, 7), (1e9, 7)])
+@pytest.mark.parametrize(
+    ("fps", "silence_s"), [(25.0, STALL_S), (0.5, 10.0), (0.0, 7), (-1.0, 7), (math.nan, 7), (1e9, 7)]
+)
 def test_a_declared_rate_is_believed_within_reason(fps: float, silence_s: float) -> None:
     cadence = Cadence()
     cadence.declare(fps)

@@ -91,7 +91,16 @@ def test_a_camera_that_goes_wrong_is_named() -> None:
     with FaultyCamera(160, 120, fps=12) as camera:
 
         async def main() -> None:
-            for kind, cause in {"good": "", "401": "401", "404": "404", "no_video": "no_video"}.items():
+            for kind, cause in {
+                "good": "",
+                "401": "401",
+                "404": "404",
+                "no_video": "no_video",
+                "audio_first": "",
+                "mid_gop": "",
+                "bad_sdp": "damaged",
+                "unknown_codec": "unsupported",
+            }.items():
                 camera.behave(kind)
                 assert await cause_of(camera.uri) == cause
             for kind in ("silent", "trickle"):
@@ -144,12 +153,34 @@ def test_whatever_a_server_says_has_a_name(scheme: str, data: bytes, cause: str)
 def test_a_body_is_not_read_beyond_its_limit(length: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"RTSP/1.0 200 OK\r\nContent-Length: " + length + b"\r\n\r\nm=video" + b"\n" * 65_536)
+        writer.write(b"RTSP/1.0 200 OK\r\nContent-Length: " + length + b"\r\n\r\nv=0\nm=video" + b"\n" * 65_536)
         await reader.read()  # and nothing more is sent: whoever waits for the rest waits in vain
 
     async def main() -> None:
         async with answering(serve) as uri:
-            assert await cause_of(uri, timeout_s=20) == ("" if length.isdigit() else "no_video")
+            assert await cause_of(uri, timeout_s=20) == ("" if length.isdigit() else "damaged")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ("m=video 0 RTP/AVP 96|a=fmtp:96 sprop-vps=QAEM/AAA;a/b|a=rtpmap:96 H265/90000", ""),
+        ("m=audio 0 RTP/AVP 8|a=rtpmap:8 NOPE/8000|m=video 0 RTP/AVP 26", ""),
+        ("m=video 0 RTP/AVP 96|a=rtpmap:97 NOPE/90000|a=rtpmap:96 h264/90000", ""),
+        ("m=video 0 RTP/AVP 96|a=rtpmap:96 H264/90000|m=application 0 RTP/AVP 96|a=rtpmap:96 vnd.onvif/1", ""),
+        ("m=video 0 RTP/AVP 96|a=rtpmap:96 NOPE/90000", "unsupported"),
+        ("m=video", ""),
+        ("m=audio 0 RTP/AVP 8|a=rtpmap:8 PCMA/8000", "no_video"),
+    ],
+)
+def test_a_description_is_read_as_far_as_the_codec_of_its_video(lines: str, cause: str) -> None:
+    body = ("v=0|" + lines).replace("|", "\r\n").encode()
+
+    async def main() -> None:
+        async with answering(saying(b"RTSP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))) as uri:
+            assert await cause_of(uri) == cause
 
     asyncio.run(main())
 

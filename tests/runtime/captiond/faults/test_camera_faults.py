@@ -159,9 +159,9 @@ GROUPS: dict[str, dict[str, frozenset[str] | None]] = {
         "reset_handshake": _WORDS - {"stalled"},
     },
     "descriptions": {
-        "bad_sdp": _WORDS - {"stalled"},
+        "bad_sdp": frozenset({"damaged"}),
         "no_video": frozenset({"no_video"}),
-        "unknown_codec": _WORDS - {"stalled"},
+        "unknown_codec": frozenset({"unsupported"}),
         "large": frozenset({"too_large"}),
         "audio_first": None,
         "mid_gop": None,
