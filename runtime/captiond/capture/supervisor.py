@@ -117,20 +117,23 @@ class SourceRunner:
     async def run(self) -> None:
         """Attempt after attempt until cancelled; returns when a file or a glob is at its end and is not to loop."""
         self._tell("connecting", "", "")
+        answered = False
         while True:
             self._attempts += 1
             self._tries += 1
-            end = await self._try_once()
+            end = await self._try_once(answered)
             if end.over and not self.settings.loop:
                 self._tell("ended", "", "")
                 return
-            await self._rest(end, self._lost(end))
+            answered = await self._rest(end, self._lost(end))
 
-    async def _try_once(self) -> End:
+    async def _try_once(self, answered: bool) -> End:
+        """``answered``: it did so just now, and some servers stumble over one more question."""
         self._arrivals.begin(self.settings.open_timeout_s)
         try:
             password = self._password()
-            await self._ask(password)
+            if not answered:
+                await self._ask(password)
         except VlmError as problem:
             return End.of(problem, password=None, away=True)
         self._arrivals.begin(self.settings.open_timeout_s)
@@ -168,14 +171,16 @@ class SourceRunner:
         self._tell("no_signal", end.cause, end.message, wait_s)
         return wait_s
 
-    async def _rest(self, end: End, seconds: float) -> None:
-        """Wait; a source that delivered before and is away is asked each second, and tried as soon as it answers."""
+    async def _rest(self, end: End, seconds: float) -> bool:
+        """Wait; a source that delivered before and is away is asked each second, and tried as soon as it answers: then
+        the result is True."""
         until_ns = self._clock.now_ns() + round(seconds * NS_PER_S)
         away = end.away and self._arrivals.total > 0 and end.cause not in _DENIED
         while (left_s := (until_ns - self._clock.now_ns()) / NS_PER_S) > 0:
             await self._clock.sleep(min(left_s, PROBE_EVERY_S) if away else left_s)
             if away and left_s > PROBE_EVERY_S and await self._answers():
-                return
+                return True
+        return False
 
     async def _answers(self) -> bool:
         try:

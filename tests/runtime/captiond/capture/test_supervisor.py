@@ -196,7 +196,9 @@ def test_a_source_that_was_there_is_asked_each_second_and_tried_when_it_answers(
             launched = len(bench.launcher.children)
             assert launched == 1
             bench.away = None
+            asked = len(bench.probes)
             await bench.until(lambda: len(bench.launcher.children) == launched + 1, 1.1)
+            assert len(bench.probes) == asked + 1, "one answer is enough"
             assert bench.told.count(("no_signal", "refused")) == 1
 
     asyncio.run(main())
