@@ -60,12 +60,12 @@ def shoot(browser: Browser, path: Path, scenes: int) -> None:
     whole = """
       const pair = document.querySelector(".pair");
       const below = (image) => image.getBoundingClientRect().top > innerHeight; // fetched when somebody scrolls there
-      const thumbs = [...document.querySelectorAll(".mini img")].every((image) => image.complete || below(image));
+      const thumbs = [...document.querySelectorAll(".mini img")].every((image) => image.naturalWidth || below(image));
       const asked = document.querySelector(".question").textContent.startsWith("Describe");
       return asked && thumbs && pair.dataset.writing === "false" && Boolean(pair.querySelector("img"));
     """
     browser.wait(lambda: browser.js(whole), "a whole caption")
-    time.sleep(0.3)  # figures below the caption follow within a quarter of a second
+    time.sleep(0.5)  # figures below the caption follow within a quarter of a second, pictures when they are decoded
     picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     small(picture).save(path, optimize=True)
