@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.captiond.capture import ffmpeg, opencv_stream
+from runtime.captiond.capture import ffmpeg, opencv_stream, played
 from runtime.captiond.capture.failures import CaptureFailed
 from runtime.captiond.capture.plan import Plan
 from runtime.captiond.capture.start import arguments_of
+from runtime.errors import ImageError
 from tests.peers.faulty_camera import FaultyCamera
 from tests.peers.rtsp_server import RtspServer
 from tests.runtime.captiond.capture.attempts import (
@@ -98,6 +99,24 @@ def test_a_film_of_monstrous_frames_ends_the_child_and_not_the_machine(tmp_path:
     seen = tried(path, memory_mib=128, max_pixels=134_217_728)
     assert seen.frames == [] and seen.status != 0
     assert seen.cause in ("memory", "damaged", "too_large", "None"), seen.last
+
+
+class Damaged:
+    """Pictures none of which can be decoded."""
+
+    name = "photos"
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        raise ImageError("no picture")
+
+
+def test_endless_damaged_pictures_end_the_attempt() -> None:
+    pictures: Any = Damaged()
+    with pytest.raises(CaptureFailed, match="100 pictures in a row cannot be decoded"):
+        next(played._readable(pictures))
 
 
 def test_larger_frames_are_scaled_down(tmp_path: Path) -> None:

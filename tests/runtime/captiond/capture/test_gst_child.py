@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from runtime.captiond.capture import gst_pipeline
 from runtime.captiond.capture.backend import Backends
 from runtime.captiond.capture.pipelines import decoders, device_of, fraction, pipeline_of
 from runtime.captiond.capture.start import GST_PYTHON
@@ -266,3 +267,26 @@ def test_opencv_is_the_choice_on_a_pc_and_gstreamer_where_it_is_asked_for() -> N
         launched(lambda _: choose("rtsp://camera/live", "/no/such/python3", backend="gstreamer"))
     with pytest.raises(SourceError, match="GStreamer does not work with /bin/false"):
         launched(lambda _: choose("gst:videotestsrc", "/bin/false"))
+
+
+class Said:
+    """An error of the bus."""
+
+    def __init__(self, domain: str, code: int, message: str) -> None:
+        self.domain, self.code, self.message = f"gst-{domain}-error-quark", code, message
+
+
+@pytest.mark.parametrize(
+    ("said", "details", "cause"),
+    [
+        (Said("resource", 3, "Resource not found."), 'gstfilesrc.c(553): start ():\nNo such file "/x"', "missing"),
+        (Said("resource", 9, "Could not read."), "gstrtspsrc.c(404): send ():\nGot error response: 403 (403)", "403"),
+        (Said("resource", 15, "Unauthorized"), None, "401"),
+        (Said("resource", 7, "Could not open resource."), "a.c(1): b ():\nFailed to connect. (Timeout)", "refused"),
+        (Said("stream", 6, "No decoder."), None, "unsupported"),
+        (Said("core", 12, "Missing."), None, "unsupported"),
+        (Said("library", 1, "Something else."), None, "failed"),
+    ],
+)
+def test_an_error_of_the_bus_has_its_cause(said: Any, details: str | None, cause: str) -> None:
+    assert gst_pipeline._failure_of(said, details).cause == cause

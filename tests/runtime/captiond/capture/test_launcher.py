@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from runtime.captiond.capture import messages
+from runtime.captiond.capture import confine, messages, zygote
 from runtime.captiond.capture.launcher import Launcher, environment
 from runtime.captiond.capture.process import Child
 from runtime.captiond.capture.ring import Ring
@@ -145,8 +145,9 @@ def test_a_child_has_only_its_own_files_and_is_confined(ring: Ring) -> None:
         assert sum(target.startswith("socket:") for target in targets) == 1, targets
         assert sum(target.startswith("/memfd:vlm-frames") for target in targets) == 2  # the ring, and its mapping's own
         assert len(targets) <= 6, targets
-        assert (folder / "oom_score_adj").read_text().strip() == "900"
-        assert (folder / "comm").read_text().strip() == "vlm-capture"
+        name, oom_score_adj = zygote.KINDS[CAPTURE]
+        assert (folder / "oom_score_adj").read_text().strip() == str(oom_score_adj)
+        assert (folder / "comm").read_text().strip() == name
         assert os.getsid(child.pid) == child.pid
         status = (folder / "status").read_text()
         assert "NoNewPrivs:\t1" in status and "SigBlk:\t0000000000000000" in status
@@ -156,6 +157,18 @@ def test_a_child_has_only_its_own_files_and_is_confined(ring: Ring) -> None:
         assert other.pid != child.pid
 
     launched(work)
+
+
+def test_captures_are_the_first_to_go_when_memory_ends() -> None:
+    scores = {kind: score for kind, (_, score) in zygote.KINDS.items()}
+    assert max(scores, key=lambda kind: scores[kind]) == CAPTURE and min(scores.values()) > 0
+
+
+def test_the_memory_that_is_limited_is_that_which_grows() -> None:
+    before = confine.private_bytes()
+    kept = bytearray(64 << 20)
+    assert 60 << 20 < confine.private_bytes() - before < 70 << 20
+    del kept
 
 
 def test_secrets_are_in_no_command_line_and_in_no_environment(ring: Ring) -> None:
