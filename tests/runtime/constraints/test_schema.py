@@ -68,7 +68,7 @@ WHOLE: dict[str, Any] = {"type": "integer"}
 ENFORCED: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "boolean"}, ["true", "false"], ["1", "null", '"true"']),
     ({"type": "null"}, ["null"], ["0", "false"]),
-    (WHOLE, ["0", "-5", "12"], ["1.5", "1e3", "01", "+1", '"1"', "9007199254740993", ""]),
+    (WHOLE, ["0", "-5", "12"], ["1.5", "1e3", "01", "+1", '"1"', "9007199254740993", "-9007199254740993", ""]),
     ({"type": "number"}, ["0", "-5.25", "12"], ["01", "1.", ".5", "1e400", "NaN", "Infinity"]),
     ({"type": ["integer", "null"]}, ["5", "null"], ["1.5", "true"]),
     ({**WHOLE, "minimum": 3, "maximum": 12}, ["3", "12"], ["2", "13", "-3"]),
