@@ -11,7 +11,7 @@
 2. For --pairs pairs of blocks of 10 s: captions at full speed without chats, of a source of 120 frames a second (one of
    30 would be the limit, not the engine), with and without the watchers and the
    stalled clients, in turn; the cost is the median of the paired differences. The watchers' own program runs on the
-   same processors, reads and throws away; its processor time is reported beside.
+   same processors, reads and throws away; its processor time and that of the daemon's main process are reported beside.
 """
 
 from __future__ import annotations
@@ -274,12 +274,19 @@ def captions(daemon: RunningDaemon) -> float:
         return sum(map(float, re.findall(r"^vlm_captions_total\{[^}]*\} (\S+)$", answer.read().decode(), re.MULTILINE)))
 
 
-def block(daemon: RunningDaemon) -> float:
-    """Captions per second over one block."""
+def block(daemon: RunningDaemon) -> tuple[float, float]:
+    """Captions per second, and processor seconds of the daemon's main process per second, over one block."""
     time.sleep(SETTLE_S)
-    begun, begun_s = captions(daemon), time.monotonic()
+    begun, begun_cpu_s, begun_s = captions(daemon), cpu_s_of(daemon.process.pid), time.monotonic()
     time.sleep(BLOCK_S)
-    return (captions(daemon) - begun) / (time.monotonic() - begun_s)
+    spent_s = time.monotonic() - begun_s
+    return (captions(daemon) - begun) / spent_s, (cpu_s_of(daemon.process.pid) - begun_cpu_s) / spent_s
+
+
+def cpu_s_of(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def watchers_cost(daemon: RunningDaemon, pairs: int) -> dict[str, Any]:
@@ -293,11 +300,13 @@ def watchers_cost(daemon: RunningDaemon, pairs: int) -> dict[str, Any]:
             with Crowd(daemon.url, WATCHERS, STALLED) as there:
                 watched.append(block(daemon))
             cpu_s += there.report["cpu_s"]
-    costs = [1 - with_crowd / without for without, with_crowd in zip(alone, watched, strict=True)]
+    costs = [1 - with_crowd[0] / without[0] for without, with_crowd in zip(alone, watched, strict=True)]
     return {
-        "captions_per_s_alone": [round(value, 2) for value in alone],
-        "captions_per_s_watched": [round(value, 2) for value in watched],
+        "captions_per_s_alone": [round(rate, 2) for rate, _ in alone],
+        "captions_per_s_watched": [round(rate, 2) for rate, _ in watched],
         "watchers_cost": round(statistics.median(costs), 4),
+        "main_cpu_share_alone": round(statistics.median(share for _, share in alone), 4),
+        "main_cpu_share_watched": round(statistics.median(share for _, share in watched), 4),
         "crowd_cpu_share": round(cpu_s / (pairs * (BLOCK_S + SETTLE_S)), 4),
     }
 

@@ -54,7 +54,12 @@ ACCESS = {
 
 
 def path_of(route: Route) -> str:
-    return route.path.replace("{name}", "door").replace("{caption}", "1").replace("{file}", "api.js").replace("{model}", "demo-llava")
+    return (
+        route.path.replace("{name}", "door")
+        .replace("{caption}", "1")
+        .replace("{file}", "api.js")
+        .replace("{model}", "demo-llava")
+    )
 
 
 async def status_of(session: aiohttp.ClientSession, running: Running, route: Route, headers: dict[str, str]) -> int:
