@@ -37,7 +37,7 @@ EXTRAS = {
         "aiohttp>=3.13.3",
         "paho-mqtt>=2",
         "prometheus-client>=0.20",
-        "llguidance>=1.3",
+        "llguidance>=1.9,<2",
         "opencv-python-headless>=4.8",
         "tomli>=2; python_version < '3.11'",
     ],
