@@ -93,6 +93,16 @@ def test_a_writer_that_finds_no_slot_drops_the_frame_and_counts_it(ring: Ring) -
     assert write(ring, 6) and ring.newest().seq == 6
 
 
+def test_the_newest_frame_is_not_given_up_for_one_that_is_only_being_written(ring: Ring) -> None:
+    held = []
+    for seq in range(4):
+        write(ring, seq)
+        held.append(ring.take(READER_MAIN))
+    write(ring, 4)
+    assert ring.begin(48) is None and ring.newest().seq == 4
+    assert all(pinned.release() for pinned in held)
+
+
 def test_a_known_frame_can_be_pinned_until_it_is_overwritten(ring: Ring) -> None:
     write(ring, 0)
     with ring.take(READER_ENGINE) as first:
