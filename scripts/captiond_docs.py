@@ -121,6 +121,7 @@ async def _served() -> tuple[list[Route], str]:
     parts.processes = lambda: {"main": [os.getpid()]}
     async with serving(parts=parts) as running, aiohttp.ClientSession() as client:
         (await client.get(running.url + "/health")).close()
+        (await client.get(running.url + "/health", headers={"Host": "elsewhere.example"})).close()
         for event in (
             sample_events.started(1),
             sample_events.delta(1, 0, "a"),

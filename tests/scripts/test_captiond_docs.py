@@ -40,3 +40,13 @@ def test_example_of_the_page_is_a_configuration(tmp_path: Path) -> None:
     path.write_text(example)
     config = config_of(read_toml(path), tmp_path)
     assert [rule.name for rule in config.sources[0].rules] == ["visitor"]
+
+
+def test_alerts_name_series_and_labels_that_there_are() -> None:
+    rows = re.findall(r"^\| `(vlm_\w+)` \| (\w+) \| ([\w, ]*) \|", TEXT, re.MULTILINE)
+    labels = {name + ("_bucket" if kind == "histogram" else ""): set(names.split(", ")) for name, kind, names in rows}
+    alerts = (captiond_docs.ROOT / "docs" / "captiond-alerts.yml").read_text(encoding="utf-8")
+    used = re.findall(r"(vlm_\w+)(?:\{(\w+))?", alerts)
+    assert len(used) >= 12
+    assert [(name, label) for name, label in used if label not in {"", *labels.get(name, ("missing",))}] == []
+    assert [name for name, _ in used if name not in labels] == []
