@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.captiond.outputs.lines_file import LinesFile
@@ -41,6 +41,7 @@ def numbers(path: Path) -> list[int]:
 
 @settings(max_examples=60)
 @given(st.integers(0, 5), st.integers(0, 60), st.integers(0, 30))
+@example(2, len(line(2)) - 1, 5)  # whole but for its line break, then zeros
 def test_a_file_cut_anywhere_is_mended_to_whole_lines(
     tmp_path_factory: object, whole: int, cut: int, zeros: int
 ) -> None:

@@ -108,6 +108,7 @@ def test_what_is_watched_no_more_is_taken_back_also_after_a_restart(tmp_path: Pa
             await eventually(lambda: heard.last(yard) == "", "the former entity's removal")
             one.watch(())
             await eventually(lambda: heard.last(CAPTION) == "" and heard.last(door) == "")
+            bus.publish(source_changed("ended"))  # its last words come too late
 
     yard, door = (f"homeassistant/sensor/vlm_box/{name}_caption/config" for name in ("yard", "door"))
     with Mosquitto(tmp_path) as broker:

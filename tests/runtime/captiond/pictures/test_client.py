@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -205,7 +206,9 @@ def test_an_upload_becomes_pixels_in_sealed_memory_and_bad_ones_are_told_apart()
             await one.decode(encoded((100, 100)))
         assert open_files() == before
         assert (one.stats.decoded, one.stats.deaths) == (1, 0)
-        assert len(one.pids) == 1
+        [pid] = one.pids
+        assert resource.prlimit(pid, resource.RLIMIT_DATA)[0] < 1 << 30
+        assert resource.prlimit(pid, resource.RLIMIT_CPU)[0] < 60
 
     run(test, max_pixels=2000)
 
