@@ -207,8 +207,8 @@ def test_an_upload_becomes_pixels_in_sealed_memory_and_bad_ones_are_told_apart()
         assert open_files() == before
         assert (one.stats.decoded, one.stats.deaths) == (1, 0)
         [pid] = one.pids
-        assert resource.prlimit(pid, resource.RLIMIT_DATA)[0] < 1 << 30
-        assert resource.prlimit(pid, resource.RLIMIT_CPU)[0] < 60
+        assert 0 < resource.prlimit(pid, resource.RLIMIT_DATA)[0] < 1 << 30
+        assert 0 < resource.prlimit(pid, resource.RLIMIT_CPU)[0] < 60
 
     run(test, max_pixels=2000)
 
