@@ -129,6 +129,7 @@ if __name__ == "__main__":
                 "vlm-selftest=kernels.selftest.__main__:main",
             ],
             "vlm.board": ["jetson=jetson.board:detect"],
+            "vlm.captures": ["jetson=jetson.camera:pipeline"],
             "vlm.telemetry": ["jetson=jetson.telemetry:read"],
         },
         classifiers=[
