@@ -12,6 +12,9 @@ LOOK_EVERY_S = 0.5
 _MOST_STEP = 1_000_000
 """A seq further ahead than this was not counted by a capture process in its right mind."""
 _FEW = 5
+_PATIENCE_S = 3.0
+_SLOWER = 3
+"""A source that delivered before has 3 s for its first frame, or 3 times the longest that it ever took."""
 
 
 class Arrivals:
@@ -25,7 +28,8 @@ class Arrivals:
         self._ring, self._clock, self._stepped = ring, clock, stepped
         self._cadence = Cadence()
         self._looked_ns = self._first_ns = self._since_ns = clock.now_ns()
-        self._open_timeout_s = 0.0
+        self._open_timeout_s = self._patience_s = 0.0
+        self._slowest_s, self._too_short = 0.0, 0
         self._held = False
         self.last_seq = -1
         self.total = 0
@@ -33,9 +37,12 @@ class Arrivals:
         self.last_ns: int | None = None
 
     def begin(self, open_timeout_s: float) -> None:
-        """Another attempt, whose first frame has ``open_timeout_s`` from now."""
+        """Another attempt, whose first frame has ``open_timeout_s`` from now; less if the source is known as quicker,
+        so that a session that hangs is soon replaced. What turns out too short is doubled."""
         self._looked_ns = self._first_ns = self._since_ns = self._clock.now_ns()
+        known_s = max(_PATIENCE_S, _SLOWER * self._slowest_s) * 2 ** min(self._too_short, 10)
         self._open_timeout_s = open_timeout_s
+        self._patience_s = min(open_timeout_s, known_s) if self.total else open_timeout_s
         self._held = False
         self.of_attempt = 0
         self._cadence.begin()
@@ -55,7 +62,8 @@ class Arrivals:
         frames = header.seq - self.last_seq
         self._cadence.note(came_ns, frames)
         if not self.of_attempt:
-            self._first_ns = came_ns
+            self._slowest_s = max(self._slowest_s, (came_ns - self._first_ns) / NS_PER_S)
+            self._first_ns, self._too_short = came_ns, 0
         self.last_seq, self.last_ns = header.seq, came_ns
         self._since_ns, self._held = came_ns, self._stepped
         self.total += frames
@@ -75,7 +83,9 @@ class Arrivals:
     @property
     def silence_s(self) -> float:
         """Seconds without a frame that end an attempt, at its present stage."""
-        if self._stepped or not self.of_attempt:
+        if not self.of_attempt:
+            return self._patience_s
+        if self._stepped:
             return self._open_timeout_s
         return self._cadence.stall_after_s(self._open_timeout_s)
 
@@ -93,6 +103,8 @@ class Arrivals:
         return True
 
     def died(self) -> None:
-        """The source fell silent. After a few frames only, its period was perhaps misjudged."""
-        if self.of_attempt < _FEW:
+        """The source fell silent. Without a frame, or after a few only, it was perhaps misjudged."""
+        if not self.of_attempt:
+            self._too_short += 1
+        elif self.of_attempt < _FEW:
             self._cadence.forget()

@@ -172,9 +172,9 @@ class Attempt:
                 break
             await self._clock.sleep(min(due_s, LOOK_EVERY_S))
         silence_s = self._arrivals.silence_s
-        if not self._arrivals.of_attempt:
-            return End("timeout", f"no frame within {silence_s:g} s")
         self._arrivals.died()
+        if not self._arrivals.of_attempt:
+            return End("timeout", f"no frame within {silence_s:.1f} s")
         return End("stalled", f"no frame for {silence_s:.1f} s")
 
     def _look(self) -> None:

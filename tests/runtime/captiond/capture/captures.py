@@ -34,9 +34,9 @@ class StandInChild:
     def alive(self) -> bool:
         return not self._status.done()
 
-    def frame(self, *, told: bool = True, skip: int = 0) -> None:
+    def frame(self, *, told: bool = True, skip: int = 0, t_ns: int | None = None) -> None:
         self.seq += skip
-        now_ns = self._clock.now_ns()
+        now_ns = self._clock.now_ns() if t_ns is None else t_ns
         assert self._ring.write(bytes(3 * 4), 2, 2, self.seq, now_ns, "arrival")
         if told:
             self.say(type="frame", seq=self.seq, t_capture_ns=now_ns)
@@ -65,13 +65,14 @@ class StandInChild:
 
 
 class StandInLauncher:
-    """Keeps the children that it made; ``refusal`` is raised instead, ``hang`` never returns."""
+    """Keeps the children that it made; ``refusal`` is raised instead, ``hang`` never returns, and if ``late`` it does
+    so when it is cancelled."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.children: list[StandInChild] = []
         self.passwords: list[str | None] = []
         self.refusal: Exception | None = None
-        self.hang = False
+        self.hang = self.late = False
         self._clock = clock
 
     async def launch_capture(
@@ -79,7 +80,11 @@ class StandInLauncher:
     ) -> StandInChild:
         self.passwords.append(password)
         if self.hang:
-            await asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                if not self.late:
+                    raise
         if self.refusal is not None:
             raise self.refusal
         child = StandInChild(ring, first_seq, self._clock)
