@@ -36,6 +36,8 @@ FPS, GOP = 30, 30
 PATIENCE_S = 60.0
 LASTS_S = (2.0, 5.0)
 AWAY_S = 30.0
+LATE_S = 5.0
+"""A return that takes longer is reported with what the daemon said meanwhile."""
 NAME = "camera"
 
 
@@ -71,8 +73,12 @@ class Events:
                         return came_s, event
                 seen = len(self._kept)
                 if not self._more.wait(end_s - time.monotonic()) and time.monotonic() >= end_s:
-                    states = [(e["status"], e["cause"], e["message"]) for _, e in self._kept if e["type"] == "source"]
-                    raise Lost(f"{what} within {PATIENCE_S:g} s; the last states: {states[-4:]}")
+                    raise Lost(f"{what} within {PATIENCE_S:g} s; the last states: {self.states(after_s)[-4:]}")
+
+    def states(self, since_s: float) -> list[str]:
+        """What was said of the source, in seconds from a moment."""
+        said = [(came_s - since_s, event) for came_s, event in list(self._kept) if event["type"] == "source"]
+        return [f"{at_s:.2f} {event['status']} {event['cause']} {event['message']}" for at_s, event in said]
 
     def forget(self) -> None:
         """Let go of what came so far."""
@@ -299,13 +305,17 @@ def measured(kind: str, seeds: int) -> dict[str, Any]:
     noticed: list[float] = []
     back: list[float] = []
     failures: list[str] = []
+    late: list[dict[str, Any]] = []
     with staged(KINDS[kind].real) as stage:
         for seed in range(seeds):
+            begun_s = time.monotonic()
             try:
                 seen_s, back_s = injected(stage, KINDS[kind], random.Random(f"{kind} {seed}"))
             except Lost as problem:
                 failures.append(f"seed {seed}: {problem}")
                 break
+            if back_s > LATE_S:
+                late.append({"seed": seed, "back_s": round(back_s, 3), "states": stage.events.states(begun_s)})
             back.append(back_s)
             noticed += [] if seen_s is None else [seen_s]
     peer = "gst-rtsp-server" if KINDS[kind].real else "scripted camera"
@@ -319,7 +329,7 @@ def measured(kind: str, seeds: int) -> dict[str, Any]:
     for name, values in (("noticed_s", sorted(noticed)), ("back_s", sorted(back))):
         if values:
             row[name] = {"p50": _at(values, 50), "p95": _at(values, 95), "max": _at(values, 100)}
-    return row
+    return row | ({"late": late} if late else {})
 
 
 def _at(values: list[float], percent: int) -> float:
