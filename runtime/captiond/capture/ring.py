@@ -72,7 +72,9 @@ class Pinned:
 
     __slots__ = ("_held", "_reader", "_ring", "generation", "header", "slot", "view")
 
-    def __init__(self, ring: Ring, reader: int, slot: int, generation: int, header: FrameHeader, view: memoryview):
+    def __init__(
+        self, ring: Ring, reader: int, slot: int, generation: int, header: FrameHeader, view: memoryview
+    ) -> None:
         self._ring = ring
         self._reader = reader
         self._held = True

@@ -118,8 +118,8 @@ def _run(kind: str, fds: list[int], parent: int) -> None:
             received = messages.receive(sock)
             if received is not None:
                 status = importlib.import_module(kind).main(sock, fds[1:], received[0]["arguments"])
-    except Exception:  # noqa: BLE001 - top of a process: the parent learns of it by its exit status
-        traceback.print_exc()
+    except Exception as problem:  # noqa: BLE001 - top of a process: the parent learns of it by its exit status
+        traceback.print_exception(problem)
     finally:
         sys.stderr.flush()
         os._exit(status)
@@ -128,6 +128,7 @@ def _run(kind: str, fds: list[int], parent: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Load what children use, then serve."""
     give_memory_back()
+    confine.die_with_parent()
     sock = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(sock.fileno(), False)
     for name in _PRELOADED:

@@ -190,8 +190,8 @@ def test_secrets_are_in_no_command_line_and_in_no_environment(ring: Ring) -> Non
 
 def test_children_do_not_inherit_what_is_meant_for_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
-    monkeypatch.setenv("HOME", "/home/vlm")
-    assert "NOTIFY_SOCKET" not in environment() and environment()["HOME"] == "/home/vlm"
+    monkeypatch.setenv("HOME", "/srv/vlm")
+    assert "NOTIFY_SOCKET" not in environment() and environment()["HOME"] == "/srv/vlm"
     assert environment()["OPENBLAS_NUM_THREADS"] == "1"
 
 
