@@ -37,7 +37,8 @@ from runtime.errors import BundleError, ConfigError, UsageError, VlmError
 from runtime.version import __version__
 
 _log = logging.getLogger(__name__)
-_STOP_S = 2.7
+_STOP_S = 2.5
+_KILL_S = 0.3  # for the processes that are still there then
 _OUTPUT_STOP_S = 1.0
 _SERVER_STOP_S = 1.0
 _EXTEND_S = 30.0
@@ -220,10 +221,11 @@ class Daemon:
     async def _stop(self) -> None:
         """In the order in which each part still has what it needs; within three seconds."""
         self._notifier.stopping()
-        try:
-            await asyncio.wait_for(self._stop_parts(), _STOP_S)
-        except asyncio.TimeoutError:
-            _log.warning("not everything stopped within %g s", _STOP_S)
+        for part, seconds in ((self._stop_parts(), _STOP_S), (self._launcher.close(), _KILL_S)):
+            try:
+                await asyncio.wait_for(part, seconds)
+            except asyncio.TimeoutError:
+                _log.warning("not everything stopped within %g s", seconds)
 
     async def _stop_parts(self) -> None:
         await self._keeper.stop("reload")

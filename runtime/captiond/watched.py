@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,9 +81,8 @@ class Sources(Mapping[str, SourceView]):
         self._views = {name: self._views[name] for name in names}
 
     async def close(self) -> None:
-        """Stop all of them."""
-        for name in list(self._views):
-            await self._stop(name)
+        """Stop all of them, at once: a capture that is stuck takes two seconds."""
+        await asyncio.gather(*map(self._stop, list(self._views)))
 
     def _begin(self, settings: SourceSettings) -> None:
         name, file = settings.name, settings.password_file

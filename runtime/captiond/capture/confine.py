@@ -20,10 +20,10 @@ def confine(name: str, *, parent: int, oom_score_adj: int) -> None:
 
     A session of its own, default signals (SIGPIPE stays ignored), no core dumps, no new privileges.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
     if os.getsid(0) != os.getpid():
@@ -33,6 +33,11 @@ def confine(name: str, *, parent: int, oom_score_adj: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/oom_score_adj").write_text(str(oom_score_adj), encoding="ascii")
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent is gone, also while stopped: a process that is stopped reads no end of a socket."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def limit_memory(mib: int) -> None:

@@ -65,6 +65,19 @@ def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
                 os.sched_yield()
 
 
+def test_term_ends_it_in_time_also_while_its_processes_are_stopped(tmp_path: Path) -> None:
+    with RunningDaemon(tmp_path, [VIDEO, {**VIDEO, "name": "other"}]) as daemon:
+        daemon.wait_caption("other")
+        children = daemon.children()
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.process.wait(30) == 0
+        for pid in children:  # stopped, they read no end of a socket: the kernel kills them
+            while alive(pid):
+                os.sched_yield()
+
+
 def test_killed_daemon_leaves_no_children_and_can_be_started_again(tmp_path: Path) -> None:
     with RunningDaemon(tmp_path, [VIDEO]) as daemon:
         daemon.wait_caption("film")
