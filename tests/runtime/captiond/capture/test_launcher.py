@@ -217,7 +217,8 @@ def test_only_known_kinds_are_started(kind: str) -> None:
     async def work(launcher: Launcher) -> None:
         with pytest.raises(SourceError, match="nothing of the kind"):
             await launcher.spawn(kind, {})
-        assert (await attempt(launcher, "/no/such/film.mp4")).cause == "missing"
+        seen = await attempt(launcher, "/no/such/film.mp4")
+        assert (seen.cause, seen.status) == ("missing", 5)
 
     launched(work)
 
