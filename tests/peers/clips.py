@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ def clip(
     path = Path(_folder().name) / f"{kind}-{width}x{height}-{fps}-{frames}-{gop}-{demo}.{kind}"
     if path.exists():
         return path
+    own = path.with_name(f"{threading.get_ident()}-{path.name}")  # two threads may make it at the same time
     source = (
         ["-stream_loop", "-1", "-i", str(DEMO)] if demo else ["-f", "lavfi", "-i", f"testsrc2=size=320x240:rate={fps}"]
     )
@@ -43,25 +46,14 @@ def clip(
         "yuv": ["-pix_fmt", "yuv420p", "-f", "rawvideo"],
         "mjpeg": ["-c:v", "mjpeg", "-q:v", "4", "-pix_fmt", "yuvj420p", "-f", "mjpeg"],
         "h264": [
-            *(
-                "-c:v",
-                "libx264",
-                "-preset",
-                "ultrafast",
-                "-profile:v",
-                "baseline",
-                "-pix_fmt",
-                "yuv420p",
-                "-threads",
-                "1",
-            ),
+            *shlex.split("-c:v libx264 -preset ultrafast -profile:v baseline -pix_fmt yuv420p -threads 1"),
             *("-x264-params", f"keyint={gop}:min-keyint={gop}:scenecut=0:repeat-headers=1:aud=0", "-f", "h264"),
         ],
     }[kind]
     command = [need("ffmpeg", "ffmpeg"), "-nostdin", "-y", "-loglevel", "error", *source]
-    command += ["-vf", f"scale={width}:{height}", "-frames:v", str(frames), *made, str(path)]
+    command += ["-vf", f"scale={width}:{height}", "-frames:v", str(frames), *made, str(own)]
     subprocess.run(command, check=True, timeout=120)
-    return path
+    return own.replace(path)
 
 
 def number_of(rgb: memoryview | bytes, width: int) -> int:
