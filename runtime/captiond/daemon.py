@@ -24,6 +24,7 @@ from runtime.captiond.events import Notice
 from runtime.captiond.frugal import let_go_of_code
 from runtime.captiond.http.server import HttpServer
 from runtime.captiond.http.services import About, Services
+from runtime.captiond.journal import Journal
 from runtime.captiond.keeper import Keeper
 from runtime.captiond.metrics import Metrics
 from runtime.captiond.outputs import Output, build
@@ -68,6 +69,7 @@ class Daemon:
         self._reload_wanted = asyncio.Event()
         self._failure: VlmError | None = None
         self.bus = Bus()
+        self.bus.tap(Journal(self._clock).note)
         self._keeper = Keeper(self.bus.publish, self._clock)
         self._launcher = Launcher()
         command = {} if engine_command is None else {"command": engine_command}

@@ -51,7 +51,7 @@ class Keeper:
             try:
                 await work()
                 return
-            except Exception as error:  # a CancelledError is none
+            except Exception as error:  # noqa: BLE001 - our own bug: logged with its traceback, and begun again
                 self.failures += 1
                 _log.exception("%s failed; it begins again in %g s", name, wait_s)
                 self._publish(Notice("error", name, f"{type(error).__name__}: {error}"))

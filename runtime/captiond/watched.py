@@ -67,13 +67,13 @@ class Sources(Mapping[str, SourceView]):
         """Stop what is not wanted any more, begin what is new, and change what differs; the rest is not touched."""
         names = [settings.name for settings in wanted]
         for name in [name for name in self._views if name not in names]:
-            await self._stop(name)
+            await self._drop(name)
         for settings in wanted:
             running = self._views.get(settings.name)
             if running is None:
                 self._begin(settings)
             elif _of_runner(running.settings) != _of_runner(settings):
-                await self._stop(settings.name)
+                await self._drop(settings.name)
                 self._begin(settings)
             elif running.settings != settings:
                 await self._keeper.stop(f"captions of {settings.name}")
@@ -105,9 +105,18 @@ class Sources(Mapping[str, SourceView]):
         captioner = Captioner(
             settings, runner, self._engine, self._pictures, self._bus.publish, self._clock, self._numbers
         )
+        before = self._captioners.get(settings.name)
+        if before is not None:
+            captioner.follow(before)
         self._captioners[settings.name] = captioner
         self._views[settings.name] = SourceView(settings, runner, captioner)
         self._keeper.keep(f"captions of {settings.name}", captioner.run)
+
+    async def _drop(self, name: str) -> None:
+        """Stop one while the others go on: nobody is to wait for its rules to become inactive."""
+        captioner = self._captioners[name]
+        await self._stop(name)
+        captioner.end_rules()
 
     async def _stop(self, name: str) -> None:
         await self._keeper.stop(f"captions of {name}")

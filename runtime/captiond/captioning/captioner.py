@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from runtime.captiond.asks import AskResult
 from runtime.captiond.captioning.album import Album, HistoryEntry
-from runtime.captiond.captioning.answers import DEFAULT_PROMPT, caption, field_value, question
+from runtime.captiond.captioning.answers import DEFAULT_PROMPT, caption, question
 from runtime.captiond.captioning.parts import Engine, PicturesView, Runner
+from runtime.captiond.captioning.rule_set import RuleSet
 from runtime.captiond.captioning.turns import Cadence, Rotation
 from runtime.captiond.capture.waiting import end_tasks
 from runtime.captiond.clock import NS_PER_S, Clock
@@ -30,9 +31,7 @@ from runtime.captiond.events import (
     Event,
     FrameFacts,
     Notice,
-    RuleChanged,
 )
-from runtime.captiond.rules import RuleState
 from runtime.errors import EngineError, SourceError, VlmError
 
 _LOST_S = 0.1
@@ -42,7 +41,7 @@ _TICK_S = 1.0  # however long it waits, it looks around this often
 @dataclass(slots=True)
 class CaptionerStats:
     """Since it was made. ``missed``: due times that passed without a caption; ``unchanged``: scenes that were skipped;
-    ``skipped``: frames between the captioned ones."""
+    ``skipped``: frames between the captioned ones that were not looked at."""
 
     captions: int = 0
     failed: int = 0
@@ -74,12 +73,13 @@ class Captioner:
         self._publish, self._clock, self._numbers = publish, clock, numbers
         self._album = Album(settings.name, pictures, runner.ring, settings.scene_change)
         self._stats = CaptionerStats()
-        self._rules = [(rule, RuleState(rule)) for rule in settings.rules]
+        self._rules = RuleSet(settings.rules, publish)
         self._changed = asyncio.Event()
         self._progress_ns = clock.now_ns()
         self._asked: Asked | None = None
         self._last_seq = -1
         self._seen_seq = -1
+        self._unchanged = 0  # frames since the last captioned one
         self._told_engine_is_down = False
         self.set_cadence(settings.captions_per_s)
         self.set_prompts(settings.prompts)
@@ -112,7 +112,7 @@ class Captioner:
     @property
     def rules(self) -> Mapping[str, bool]:
         """Whether each rule is active."""
-        return {rule.name: state.active for rule, state in self._rules}
+        return self._rules.active
 
     def pause(self) -> None:
         """Caption nothing from now on; what is being written is finished."""
@@ -135,6 +135,20 @@ class Captioner:
         self._missed_before = self._stats.missed
         self._cadence = Cadence(captions_per_s, self._clock.now_ns())
         self._changed.set()
+
+    def follow(self, before: Captioner) -> None:
+        """Go on, with new settings, where the captioner of the same frames ended: none of them is captioned again, its
+        history stays, and rules that did not change keep their states."""
+        self.last, self.prompt_id = before.last, before.prompt_id
+        self._last_seq, self._seen_seq, self._unchanged = before._last_seq, before._seen_seq, before._unchanged
+        self._stats, self._missed_before = before.stats, before.stats.missed
+        self.history.extend(before.history)
+        self._rules.follow(before._rules)
+        before.end_rules()
+
+    def end_rules(self) -> None:
+        """This source is watched no more, or not like this: its active rules become inactive."""
+        self._rules.end()
 
     @property
     def history(self) -> deque[HistoryEntry]:
@@ -206,6 +220,7 @@ class Captioner:
             return False
         self._seen_seq = seq
         self._stats.unchanged += 1
+        self._unchanged += 1
         self._cadence.begun(self._clock.now_ns())
         return True
 
@@ -247,7 +262,8 @@ class Captioner:
             return
         self._progress_ns = self._clock.now_ns()
         self.live, self.prompt_id = (number, ""), prompt.id
-        skipped = frame.seq - self._last_seq - 1
+        skipped = max(0, frame.seq - self._last_seq - 1 - self._unchanged)
+        self._unchanged = 0
         self._seen_seq = self._last_seq = frame.seq
         self._album.begin(number, asked.place)
         self._publish(CaptionStarted(number, frame, prompt.id, prompt.text))
@@ -266,18 +282,8 @@ class Captioner:
         self.last, self.live = finished, None
         self._album.keep(finished)
         self._publish(finished)
-        if finished.fields is not None:
-            self._apply_rules(finished, finished.fields)
+        self._rules.apply(finished)
 
     def _fail(self, number: int, prompt: PromptSettings, error: str, message: str) -> None:
         self._stats.failed += 1
         self._publish(CaptionFailed(number, self.settings.name, prompt.id, error, message))
-
-    def _apply_rules(self, finished: CaptionFinished, fields: Mapping[str, object]) -> None:
-        for rule, state in self._rules:
-            if rule.prompt != finished.prompt_id:
-                continue
-            active = state.step(fields, finished.frame.t_capture_ns)
-            if active is not None:
-                value, source = field_value(fields, rule.field), self.settings.name
-                self._publish(RuleChanged(source, rule.name, active, value, finished.caption, finished.frame))

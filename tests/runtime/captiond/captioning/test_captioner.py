@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -395,6 +396,42 @@ def test_rules_follow_the_fields_of_their_prompt() -> None:
     play(story)
 
 
+def test_new_settings_do_not_begin_a_source_again() -> None:
+    """Only what changed is new: no frame is captioned twice, the history stays, and so do rules that are the same."""
+
+    async def story() -> None:
+        same = RuleSettings(name="same", prompt="person", value="yes")
+        rules = (same, RuleSettings(name="other", prompt="person", value="yes", on_after_s=0.1))
+        world = World(prompts=(PERSON,), rules=rules)
+        world.engine.text = "yes"
+        async with running(world) as before:
+            await world.film(1)
+            assert before.rules == {"same": True, "other": True}
+            told, seqs, stats = len(world.of(RuleChanged)), world.seqs, before.stats.captions
+            rules = (same, replace(rules[1], cooldown_s=9))
+            settings = replace(before.settings, weight=2.0, rules=rules)
+        world.frames.ring = Ring.create(3 * 8 * 6)
+        after = Captioner(
+            settings, world.frames, world.engine, world.album, world.events.append, world.clock, itertools.count(99)
+        )
+        after.follow(before)
+        assert after.rules == {"same": True, "other": False}
+        assert [(change.rule, change.active) for change in world.of(RuleChanged)[told:]] == [("other", False)]
+        assert [entry.finished.frame.seq for entry in after.history] == seqs
+        assert after.last == before.last and after.stats.captions == stats
+        world.frames.seq -= 1
+        world.frames.show()  # the frame that was captioned last is still the newest
+        world.captioner = after
+        async with running(world):
+            await world.clock.advance(1)
+            assert world.seqs == seqs
+            await world.film(0.5)
+            assert world.seqs[len(seqs) :] and min(world.seqs[len(seqs) :]) > seqs[-1]
+            assert len(world.of(RuleChanged)) == told + 2  # "other", anew
+
+    play(story)
+
+
 def test_errors_never_become_captions_and_a_failing_prompt_rests_longer_each_time() -> None:
     async def story() -> None:
         world = World()
@@ -511,6 +548,9 @@ def test_scenes_that_did_not_change_enough_are_skipped() -> None:
             await world.film(1)
             assert len(world.seqs) >= count + 4
             assert len(world.album.kept) == len(world.of(CaptionStarted))
+            # Each frame is either captioned, or was looked at, or was passed over.
+            stats, last = captioner.stats, world.of(CaptionFinished)[-1].frame.seq
+            assert stats.captions + stats.unchanged + stats.skipped == last + 1
 
     play(story)
 
