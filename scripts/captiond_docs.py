@@ -40,7 +40,8 @@ def settings() -> str:
 def _tables(cls: type, name: str, *, array: bool) -> Iterator[str]:
     heading = f"[[{name}]]" if array else f"[{name}]" if name else "top level"
     words = (cls.__doc__ or "").split("``: ", 1)[-1].strip() if name else "keys outside every table"
-    yield f"### `{heading}`\n\n{words[:1].upper()}{' '.join(words[1:].split())}\n"
+    words = " ".join(words.split())
+    yield f"### `{heading}`\n\n{words[:1].upper()}{words[1:]}\n"
     plain = [item for item in dataclasses.fields(cls) if rules_of(item).item is None]
     if plain:
         yield "| key | default | allowed | |\n|---|---|---|---|"
