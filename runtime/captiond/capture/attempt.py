@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.captiond.capture.arrivals import LOOK_EVERY_S, Arrivals
 from runtime.captiond.capture.ring import Ring
-from runtime.captiond.capture.start import scheme_of
+from runtime.captiond.capture.start import scheme_of, without_userinfo
 from runtime.captiond.capture.waiting import end_tasks, within
 from runtime.captiond.clock import Clock
 from runtime.captiond.config.settings import SourceSettings
@@ -65,9 +65,9 @@ class End:
     away: bool = False
 
     @classmethod
-    def of(cls, problem: VlmError | OSError, password: str | None, away: bool = False) -> End:
+    def of(cls, problem: VlmError | OSError, secrets: Sequence[str] = (), away: bool = False) -> End:
         """The end that an error stands for; its ``cause`` when it has one."""
-        return cls(_cause(getattr(problem, "cause", "failed")), shown(str(problem), password), away=away)
+        return cls(_cause(getattr(problem, "cause", "failed")), shown(str(problem), secrets), away=away)
 
 
 class Attempt:
@@ -83,18 +83,18 @@ class Attempt:
     ) -> None:
         self._settings, self._launcher, self._arrivals, self._clock = settings, launcher, arrivals, clock
         self._on_frames = on_frames
-        self._password: str | None = None
+        self._secrets: tuple[str, ...] = ()
         self._child: CaptureChild | None = None
 
     async def run(self, ring: Ring, password: str | None) -> End:
         """Returns when the attempt is over and its process gone; a cancelled one ends its process too."""
-        self._password = password
+        self._secrets = tuple(filter(None, (password, without_userinfo(self._settings.uri)[2])))
         try:
-            child = self._child = await self._launch(ring)
+            child = self._child = await self._launch(ring, password)
         except TimeoutError:
             return End("launch", f"no capture process within {self._settings.open_timeout_s:g} s")
         except (VlmError, OSError) as problem:
-            return End.of(problem, password)
+            return End.of(problem, self._secrets)
         try:
             return await self._watch(child)
         finally:
@@ -106,9 +106,9 @@ class Attempt:
             with contextlib.suppress(OSError):  # it is gone: `run` notices
                 self._child.send({"type": "next"})
 
-    async def _launch(self, ring: Ring) -> CaptureChild:
+    async def _launch(self, ring: Ring, password: str | None) -> CaptureChild:
         first_seq = self._arrivals.last_seq + 1
-        launch = self._launcher.launch_capture(self._settings, self._password, ring, first_seq)
+        launch = self._launcher.launch_capture(self._settings, password, ring, first_seq)
         task = asyncio.ensure_future(launch)
         try:
             return await within(self._clock, self._settings.open_timeout_s, task)
@@ -160,7 +160,7 @@ class Attempt:
                 endless = scheme_of(self._settings.uri) in _ENDLESS
                 return End("closed", "the source ended") if endless else End("ended", "", over=True)
             elif kind == "failed":
-                return End(_cause(message.get("cause")), shown(str(message.get("message", "")), self._password))
+                return End(_cause(message.get("cause")), shown(str(message.get("message", "")), self._secrets))
         return None
 
     async def _silence(self) -> End:
@@ -182,10 +182,10 @@ class Attempt:
             self._on_frames()
 
 
-def shown(message: str, password: str | None) -> str:
+def shown(message: str, secrets: Sequence[str]) -> str:
     """A message of a peer or a child, without credentials, on one line of 300 characters."""
-    if password:
-        message = message.replace(password, "***")
+    for secret in secrets:
+        message = message.replace(secret, "***")
     return one_line(redacted(message), _MESSAGE_CHARS)
 
 

@@ -135,7 +135,7 @@ class SourceRunner:
             if not answered:
                 await self._ask(password)
         except VlmError as problem:
-            return End.of(problem, password=None, away=True)
+            return End.of(problem, away=True)
         self._arrivals.begin(self.settings.open_timeout_s)
         self._attempt = Attempt(self.settings, self._launcher, self._arrivals, self._clock, self._on_frames)
         try:

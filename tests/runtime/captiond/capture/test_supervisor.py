@@ -225,9 +225,10 @@ def test_a_stopped_child_is_a_silent_one() -> None:
     asyncio.run(main())
 
 
-def test_what_a_child_says_is_shown_without_secrets() -> None:
+@pytest.mark.parametrize(("uri", "password"), [("rtsp://camera/1", "hunter2"), ("rtsp://me:hunter%32@camera/1", None)])
+def test_what_a_child_says_is_shown_without_secrets(uri: str, password: str | None) -> None:
     async def main() -> None:
-        async with Bench(password=lambda: "hunter2") as bench:
+        async with Bench(uri=uri, password=lambda: password) as bench:
             message = "cannot open rtsp://me:hunter2@camera/1\x1b[31m with hunter2 " + 1000 * "x"
             bench.child.say(type="failed", cause="401", message=message)
             await settle(100)
