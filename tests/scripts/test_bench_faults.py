@@ -6,6 +6,8 @@ import pytest
 
 from scripts.bench import faults, faults_camera
 
+pytest.importorskip("cv2", reason="needs OpenCV: pip install 'jetson-vlm[video]'")
+
 # What the camera of a daemon has to survive, and the names under which the bench does it.
 PROMISED = (
     "refuse|silent accept|401|404|reset in handshake|reset mid-stream|bad SDP|audio first|no video|unknown codec|"

@@ -31,6 +31,8 @@ from tests.peers.mjpeg_server import MjpegServer
 from tests.peers.proxy import Fault, FaultProxy
 from tests.peers.rtsp_server import RtspServer
 
+pytest.importorskip("cv2", reason="needs OpenCV: pip install 'jetson-vlm[video]'")
+
 _LIMIT_S = 60.0
 _WORDS = frozenset({"refused", "reset", "closed", "timeout", "stalled", "unsupported", "damaged", "no_video", "failed"})
 
