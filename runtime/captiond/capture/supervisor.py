@@ -28,8 +28,10 @@ from runtime.errors import VlmError
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 2.0
-GOOD_S = 5.0
+GOOD_S = 2.0
 """Seconds of frames after which a source counts as well again: its next wait is the shortest."""
+_ONE_PICTURE_S = 5.0
+"""Between two rounds of a loop of one picture."""
 _DENIED = frozenset({"401", "403", "404"})
 
 
@@ -160,7 +162,7 @@ class SourceRunner:
     def _lost(self, end: End) -> float:
         """No signal from now on: no frame is the newest any more. Returns the seconds until the next attempt."""
         if end.over:
-            return 0.0 if self._arrivals.good_s else GOOD_S
+            return 0.0 if self._arrivals.good_s else _ONE_PICTURE_S
         self.ring.invalidate()
         if end.cause == "stalled":
             self._stalls += 1
