@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ class Terminal(Output):
     """Writes to ``fd``. On a terminal with one source, a caption appears token by token; colours unless NO_COLOR.
 
     Writing is left to a thread: a terminal that is stopped or a pipe that nobody reads costs events, not the daemon.
-    When nobody can ever read again (EPIPE), the output ends.
+    When nobody can ever read again (EPIPE), the output ends; on a full disk it loses events until there is room.
     """
 
     def __init__(
@@ -60,9 +61,13 @@ class Terminal(Output):
                 except OSError as error:
                     self.lost += _whole(events)
                     self._trouble(f"standard output takes no more: {error.strerror or error}")
-                    self.subscription.close()
-                    return
+                    if error.errno != errno.ENOSPC:
+                        self.subscription.close()
+                        return
+                    continue
                 self.delivered += _whole(events)
+                if text:
+                    self._well("standard output takes captions again")
         finally:
             self._worker.close()
 

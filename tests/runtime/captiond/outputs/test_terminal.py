@@ -178,6 +178,33 @@ def test_a_reader_who_has_gone_ends_this_output_with_one_notice() -> None:
     os.close(theirs)
 
 
+def test_a_full_disk_costs_the_captions_that_do_not_fit_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+
+    async def main() -> None:
+        bus = Bus()
+        told = notices(bus)
+        full, room = os.open("/dev/full", os.O_WRONLY), os.open(path, os.O_WRONLY | os.O_CREAT)
+        one = output(bus, full)
+        task = asyncio.ensure_future(one.run())
+        bus.publish(finished(1))
+        await eventually(lambda: one.errors == 1)
+        bus.publish(finished(2))
+        await eventually(lambda: one.dropped == 2)
+        os.dup2(room, full)
+        bus.publish(finished(3, "a blue ball"))
+        await eventually(lambda: one.delivered == 1)
+        assert one.state == "working"
+        await one.close(1)
+        await task
+        os.close(full)
+        os.close(room)
+        assert [notice.level for notice in told] == ["warning", "info"]
+
+    asyncio.run(main())
+    assert path.read_text().count("\n") == 1 and "a blue ball" in path.read_text()
+
+
 def test_a_descriptor_that_was_made_non_blocking_gets_everything() -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
