@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Months in minutes: the daemon with a stand-in engine, while its captures are killed all the time.
+"""Months in minutes: the daemon with a stand-in engine, while its captures are killed time and again.
 
     python scripts/bench/soak.py [--captions 100000] [--reconnects 1000] [--plant memory] [--out results.jsonl]
 
@@ -94,14 +94,14 @@ class Soak:
         return int(sums[0]), int(sums[1])
 
     def until(self, captions: int, reconnects: int) -> None:
-        """Kill captures until so many captions and reconnects are reached."""
+        """Kill captures, in step with the captions, until so many captions and reconnects are reached."""
         while True:
-            for _ in range(20):
-                time.sleep(KILL_EVERY_S)
-                self._kill()
             done, again = self.counts()
             if done >= captions and again >= reconnects:
                 return
+            if again * captions <= done * reconnects:
+                self._kill()
+            time.sleep(KILL_EVERY_S)
 
     def quiet(self) -> Held:
         """What is held once every source is live and no caption is being written: pictures on their way are files."""
