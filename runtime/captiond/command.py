@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import importlib.util
 import os
 import secrets
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from runtime.captiond.config import Config, PromptSettings, SourceSettings, config_of, read_config, read_secret
 from runtime.captiond.config.check import check_config
-from runtime.errors import ConfigError, UsageError
+from runtime.errors import ConfigError, InputError, UsageError
 
+_PACKAGES = ("aiohttp", "prometheus_client", "cv2")
 _DEMO = Path(__file__).resolve().parent.parent / "demo"
 
 
@@ -25,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     config = configuration(options)
     if options.check_config:
         return _check(config)
+    _require_packages()
     from runtime.captiond.daemon import Daemon
     from runtime.captiond.frugal import give_memory_back
     from runtime.captiond.logs import configure_logs
@@ -103,11 +106,34 @@ def _check(config: Config) -> int:
         if file is not None:
             read_secret(file)
     server, mqtt = config.server, config.output.mqtt
-    for name in (server.certificate_file, server.private_key_file, mqtt.ca_file, mqtt.certificate_file):
+    pairs = (server.certificate_file, server.private_key_file, mqtt.certificate_file, mqtt.private_key_file)
+    for name in (*pairs, mqtt.ca_file):
         if name is not None and not os.access(name, os.R_OK):
             raise ConfigError(f"{name}: cannot be read", hint="check the path and its permissions")
+    for source in config.sources:
+        _check_schemas(source)
     sys.stdout.write(f"the configuration is good: {len(config.sources)} sources, bundle {config.engine.bundle}\n")
     return 0
+
+
+def _check_schemas(source: SourceSettings) -> None:
+    """Refuse a schema that the engine would refuse at each caption; its length in tokens is the engine's to judge."""
+    from runtime.constraints import json_schema
+
+    for prompt in source.prompts:
+        if prompt.schema is not None:
+            try:
+                json_schema(prompt.schema)
+            except InputError as problem:
+                where = f"source {source.name}: prompt {prompt.id}"
+                raise ConfigError(f"{where}: {problem.message}", hint=problem.hint) from problem
+
+
+def _require_packages() -> None:
+    """Name what is missing, rather than fail at the first import of it."""
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"not installed: {', '.join(missing)}", hint="pip install 'jetson-vlm[cpu,captiond]'")
 
 
 def _new_key(name: str) -> int:

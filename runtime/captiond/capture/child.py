@@ -10,7 +10,7 @@ import importlib
 import socket
 from collections.abc import Mapping
 
-from runtime.captiond.capture import confine
+from runtime.captiond.capture import confine, messages
 from runtime.captiond.capture.delivery import Delivery
 from runtime.captiond.capture.failures import CaptureFailed
 from runtime.captiond.capture.plan import Plan
@@ -34,8 +34,12 @@ def main(sock: socket.socket, fds: list[int], arguments: Mapping[str, object]) -
     """Deliver until the source ends or fails. Exit status 0 for an end, 5 for a failure that was told."""
     plan = Plan.of(arguments)
     confine.limit_memory(plan.memory_mib)
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as problem:
+        text = f"OpenCV cannot be loaded: {problem} (hint: pip install opencv-python-headless)"
+        messages.send(sock, {"type": "failed", "cause": "unsupported", "message": text})
+        return _FAILED
     cv2.setNumThreads(1)
     delivery = Delivery(sock, Ring.attach(fds[0]), plan, cv2)
     try:

@@ -19,6 +19,8 @@ from runtime.captiond.events import EVENT_TYPES
 from runtime.errors import ConfigError
 
 _ORDERED = (">", ">=", "<", "<=")
+_NETWORK = ("rtsp", "rtsps", "http", "https")
+_SCHEMES = ("file", "v4l2", "csi", *_NETWORK, "rosbag", "synthetic")
 _EVENT_NAMES = tuple(kind.type for kind in EVENT_TYPES)
 
 
@@ -56,6 +58,7 @@ def check_prompts(where: str, prompts: Sequence[PromptSettings]) -> None:
 def _check_source(source: SourceSettings) -> None:
     where = f"source {source.name}"
     _check_uri(where, source.uri)
+    _check_scheme(where, source.uri)
     if (source.user is None) != (source.password_file is None):
         raise ConfigError(f"{where}: user and password_file belong together, one of them is missing")
     if (source.width is None) != (source.height is None):
@@ -81,6 +84,23 @@ def _check_uri(where: str, uri: str) -> None:
             f"{where}: uri holds a user or a password",
             hint="set user, and password_file to a file that holds the password alone",
         )
+
+
+def _check_scheme(where: str, uri: str) -> None:
+    """Refuse what no attempt could ever open; whether anything is there is found out later, and again."""
+    scheme, found, _ = uri.partition("://")
+    if uri.startswith("gst:") or not found:
+        return
+    if scheme.lower() not in _SCHEMES:
+        raise ConfigError(f"{where}: uri begins with {scheme}://; allowed are {', '.join(_SCHEMES)}, gst: and paths")
+    if scheme.lower() in _NETWORK:
+        try:
+            parts = urlsplit(uri)
+            named = parts.port != 0 and bool(parts.hostname)
+        except ValueError:
+            named = False
+        if not named:
+            raise ConfigError(f"{where}: uri names no host, or no port from 1 to 65535")
 
 
 def _check_prompt(where: str, prompt: PromptSettings) -> None:

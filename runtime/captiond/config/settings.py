@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runtime.captiond.config.setting import setting, table, tables
 
+_TOPIC = r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*"
 NAME = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 
 
@@ -131,8 +132,8 @@ class ServerSettings:
     private_targets: bool = setting(False, doc="let remote images and webhooks reach private and loopback addresses")
     max_body_bytes: int = setting(16_777_216, doc="of a request", low=1024, high=268_435_456)
     max_images: int = setting(8, doc="of a chat request", low=1, high=64)
-    max_image_bytes: int = setting(12_582_912, doc="of one encoded image", low=1024, high=134_217_728)
-    max_image_pixels: int = setting(16_777_216, doc="of one image", low=64, high=134_217_728)
+    max_image_bytes: int = setting(12_582_912, doc="of one encoded image", low=1024, high=134_217_728, reload=False)
+    max_image_pixels: int = setting(16_777_216, doc="of one image", low=64, high=134_217_728, reload=False)
     max_connections: int = setting(256, doc="at once", low=1, high=10_000, reload=False)
     max_watchers: int = setting(100, doc="event streams, WebSockets and live pictures at once", low=1, high=10_000)
     header_timeout_s: float = setting(10.0, doc="seconds for the head of a request", low=0.1, high=300, reload=False)
@@ -176,8 +177,10 @@ class MqttSettings:
     user: str | None = setting(None, doc="user", max_chars=256)
     password_file: str | None = setting(None, doc="file with the password")
     client_id: str | None = setting(None, doc="absent: jetson-vlm-<host>", max_chars=128)
-    topic: str = setting("vlm", doc="first level of every topic", pattern=r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
-    discovery: str | None = setting("homeassistant", doc="prefix of Home Assistant's discovery; empty: none")
+    topic: str = setting("vlm", doc="first level of every topic", pattern=_TOPIC)
+    discovery: str | None = setting(
+        "homeassistant", doc="prefix of Home Assistant's discovery; empty: none", pattern=f"(?:{_TOPIC})?"
+    )
     qos: int = setting(1, doc="quality of service", low=0, high=1)
     keepalive_s: int = setting(15, doc="seconds", low=5, high=3600)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -85,6 +86,24 @@ def test_check_config_names_what_is_missing_and_says_when_all_is_good(
     file.write_text(text + '[server]\ncertificate_file = "c.pem"\nprivate_key_file = "k.pem"\n')
     assert main([str(file), "--check-config"]) == 3
     assert "c.pem: cannot be read" in capsys.readouterr().err
+    (tmp_path / "c.pem").touch()
+    assert main([str(file), "--check-config"]) == 3
+    assert "k.pem: cannot be read" in capsys.readouterr().err
+    file.write_text(
+        text + '[[source.prompt]]\nid = "p"\ntext = "t"\nkind = "json"\n'
+        'schema = {type = "object", properties = {a = {type = "string", pattern = "(?=a)b"}}}\n'
+    )
+    assert main([str(file), "--check-config"]) == 3
+    assert "source a: prompt p: schema at #/properties/a: the pattern '(?=a)b'" in capsys.readouterr().err
+
+
+def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aiohttp" else found(name))
+    assert main(["--demo"]) == 3
+    assert capsys.readouterr().err == "error: not installed: aiohttp\nhint: pip install 'jetson-vlm[cpu,captiond]'\n"
 
 
 def test_new_key_is_shown_once_and_its_lines_are_a_configuration_that_knows_it(

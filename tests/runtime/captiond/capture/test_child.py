@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.captiond.capture import ffmpeg, opencv_stream, played
+from runtime.captiond.capture import child, confine, ffmpeg, messages, opencv_stream, played
 from runtime.captiond.capture.failures import CaptureFailed
 from runtime.captiond.capture.plan import Plan
 from runtime.captiond.capture.start import arguments_of
@@ -242,3 +244,15 @@ def test_a_kept_frame_after_a_timeout_is_not_delivered(monkeypatch: pytest.Monke
 def test_the_cause_is_found_in_what_ffmpeg_says(said: str, elapsed_s: float, cause: str) -> None:
     failed = ffmpeg.failure("rtsp://camera/live", said, elapsed_s, 10.0)
     assert failed.cause == cause and failed.message.startswith("rtsp://camera/live: ")
+
+
+def test_a_library_that_is_missing_is_named_and_is_no_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(confine, "limit_memory", lambda mib: None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    arguments = arguments_of(source(str(tmp_path / "film.avi")), None, 0, None)
+    with ours, theirs:
+        assert child.main(theirs, [], arguments) == 5
+        received = messages.receive(ours)
+    assert received is not None and received[0]["cause"] == "unsupported"
+    assert "pip install opencv-python-headless" in str(received[0]["message"])
