@@ -137,7 +137,7 @@ class TerminalLines:
 
 def _facts(event: CaptionFinished) -> list[str]:
     facts = [] if event.age_first_ms is None else [f"age {event.age_first_ms:.0f} ms"]
-    facts.append(f"{event.tokens_per_s:.0f} tok/s")
+    facts += [f"{event.tokens_per_s:.0f} tok/s"] if event.tokens_per_s else []  # one token alone has no speed
     facts += [f"ended by {event.finish_reason}"] if event.finish_reason != "stop" else []
     facts += [f"{event.skipped} skipped"] if event.skipped else []
     return facts

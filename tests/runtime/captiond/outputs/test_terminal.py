@@ -41,6 +41,7 @@ def shown(events: Sequence[Event], *, live: bool = False, color: bool = False) -
 def test_a_caption_is_one_line_with_its_facts() -> None:
     assert shown([started(1), delta(1, 0, "a red"), finished(1)]) == LINE
     assert "ended by length" in shown([finished(1, finish_reason="length")])
+    assert "tok/s" not in shown([finished(1, "yes", tokens=1, tokens_per_s=0.0)])
     assert shown([rule()]) == "door  rule dog  ON  (yes)\n"
     assert shown([source_changed()]) == ""
 
