@@ -25,8 +25,6 @@ class LoopingPeer:
     def __init__(self) -> None:
         self.port = 0
         self.connections = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__, daemon=True)
         self._server: asyncio.AbstractServer | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -47,6 +45,9 @@ class LoopingPeer:
         self._call(self._reset_all())
 
     def __enter__(self: PeerT) -> PeerT:
+        # Not earlier: a peer that is made and never entered has nothing to close.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__, daemon=True)
         self._thread.start()
         self.accept()
         return self
