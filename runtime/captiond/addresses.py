@@ -68,5 +68,5 @@ def _checked_socket(info: tuple[Any, ...]) -> socket.socket:
     """Make the socket for one resolved address: (family, type, protocol, canonical name, (address, port, …))."""
     family, kind, protocol, _, place = info
     if family not in (socket.AF_INET, socket.AF_INET6) or not is_public(str(place[0])):
-        raise AddressRefused(errno.EACCES, "private and loopback addresses are not permitted")
+        raise AddressRefused(errno.EACCES, "private and loopback addresses are not permitted (server.private_targets)")
     return socket.socket(family, kind, protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ class SessionSettings:
     spin: bool
 
 
+def onnx_runtime() -> Any:
+    """The module onnxruntime, without its telemetry. Raises ImportError.
+
+    Its packages report to their maker and write to the home folder as soon as they are imported (1.31: the switch
+    `disable_telemetry_events` comes too late); the environment alone keeps them from it. Whoever wants that sets
+    ORT_DISABLE_TELEMETRY=0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
     """(the onnxruntime module, an InferenceSession on the CPU) for a graph with its external data beside it.
 
@@ -27,7 +41,7 @@ def open_session(model: Path, settings: SessionSettings) -> tuple[Any, Any]:
     Raises EngineError without the library, BundleError for a file that it refuses.
     """
     try:
-        import onnxruntime as ort
+        ort = onnx_runtime()
     except ImportError as problem:
         raise EngineError(f"the decoder 'onnx' needs onnxruntime: {problem}", hint=INSTALL_HINT) from problem
     options = ort.SessionOptions()

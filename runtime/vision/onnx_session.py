@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.decoder.ort_session import INSTALL_HINT, ort_errors
+from runtime.decoder.ort_session import INSTALL_HINT, onnx_runtime, ort_errors
 from runtime.errors import BundleError, EngineError
 from runtime.vision.external_data import external_files
 
@@ -95,10 +95,9 @@ def check_shape(graph: Graph, kind: str, name: str, expected: Sequence[int | Non
 
 def _library() -> Any:
     try:
-        import onnxruntime
+        return onnx_runtime()
     except ImportError as problem:
         raise EngineError(f"the vision engine 'onnx' needs onnxruntime: {problem}", hint=INSTALL_HINT) from problem
-    return onnxruntime
 
 
 def _providers(ort: Any, wanted: str) -> list[Any]:
