@@ -172,6 +172,8 @@ class StandIn:
         for queue in self.streams:
             queue.put_nowait(None)
         await self._runner.cleanup()
+        for _ in range(10):  # connections that were accepted this instant are closed in a later turn of the loop
+            await asyncio.sleep(0)
 
     async def _publish(self, text: str) -> None:
         for queue in self.streams:

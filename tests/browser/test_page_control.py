@@ -122,7 +122,7 @@ def test_a_key_is_asked_for_and_never_stands_in_an_address(browser: Browser) -> 
         key.send_keys("wrong", Keys.ENTER)
         browser.wait_text("#login .error", "The key is not known")
         browser.press(Keys.ESCAPE, Keys.ESCAPE, Keys.ESCAPE)
-        assert key.is_displayed()  # there is nothing behind it
+        browser.wait(key.is_displayed, "the form again: there is nothing behind it")
         key.clear()
         key.send_keys(KEY, Keys.ENTER)
         browser.wait_text(".card h2", "yard")

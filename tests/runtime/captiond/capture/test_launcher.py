@@ -205,7 +205,7 @@ def test_nothing_stays_open_after_many_children() -> None:
         assert open_files() == before
         zygote = launcher.processes()["zygote"][0]
         await until(lambda: len(list(Path(f"/proc/{zygote}/fd").iterdir())) <= 6)
-        assert launcher.processes()["capture"] == []
+        await until(lambda: launcher.processes()["capture"] == [])
 
     outside = open_files()
     launched(work)
