@@ -41,7 +41,7 @@ class Leak:
             "memory": lambda: bytearray(LEAKED_BYTES),
             "files": lambda: os.open(os.devnull, os.O_RDONLY),
             "threads": self._thread,
-            "children": lambda: subprocess.Popen(["sleep", "3600"]),
+            "children": lambda: subprocess.Popen(["sleep", "600"], stderr=subprocess.DEVNULL),
         }
         self._make, self._every = kinds[kind], 1 if kind == "memory" else RARELY
 
