@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 from runtime.errors import OutputError
+from runtime.printable import printable
 from runtime.types import Answer, Delta
 from runtime.watch import Caption
 
-# C0 and C1 controls, and the characters that turn the direction of text or hide in it. Line breaks become spaces.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
-_BREAK = re.compile("[\n\r\t\v\f\x85\u2028\u2029]+")
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -31,11 +28,6 @@ class Sink(Protocol):
 
     def summary(self, line: str, figures: Mapping[str, object]) -> None:
         """The last thing of a run."""
-
-
-def printable(text: str) -> str:
-    """``text`` for a terminal: line breaks become spaces, other controls go. A model's words are untrusted."""
-    return _CONTROL.sub("", _BREAK.sub(" ", text))
 
 
 class TerminalSink:

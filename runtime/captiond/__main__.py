@@ -1,7 +1,9 @@
 """Watch cameras and tell what they see: the daemon's command line.
 
-python -m runtime.captiond captiond.toml
-python -m runtime.captiond --demo
+    python -m runtime.captiond captiond.toml
+    python -m runtime.captiond --demo
+
+docs/captiond.md is its reference.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.captiond.config import Config, PromptSettings, SourceSettings, config_of, read_config, read_secret
+from runtime.captiond.config import Config, SourceSettings, config_of, read_config, read_secret, secret_files
 from runtime.captiond.config.check import check_config
+from runtime.captiond.config.tables import table_of
 from runtime.errors import ConfigError, InputError, UsageError
 
 _PACKAGES = ("aiohttp", "prometheus_client", "cv2")
@@ -73,17 +74,20 @@ def _sources(options: argparse.Namespace) -> tuple[SourceSettings, ...]:
     if not uris and (options.prompt or options.loop or options.captions_per_s is not None):
         raise UsageError("--prompt, --loop and --captions-per-s go with --source", hint="or set them in the file")
     texts = options.prompt or ["Describe the image."]
-    prompts = tuple(PromptSettings(id=f"prompt-{number}", text=text) for number, text in enumerate(texts, 1))
     for uri in uris:
         if uri.startswith("gst:"):
             raise UsageError("gst: pipelines come from a configuration file", hint='[[source]] with uri = "gst:…"')
     return tuple(
-        SourceSettings(
-            name="demo" if options.demo else f"camera-{number}",
-            uri=uri,
-            prompts=prompts,
-            loop=options.loop or options.demo,
-            captions_per_s=options.captions_per_s or 0.0,
+        table_of(  # what a file may not say the command line may not either
+            SourceSettings,
+            {
+                "name": "demo" if options.demo else f"camera-{number}",
+                "uri": uri,
+                "prompt": [{"id": f"prompt-{place}", "text": text} for place, text in enumerate(texts, 1)],
+                "loop": options.loop or options.demo,
+                "captions_per_s": options.captions_per_s or 0.0,
+            },
+            uri,
         )
         for number, uri in enumerate(uris, 1)
     )
@@ -100,11 +104,8 @@ def _check(config: Config) -> int:
     from runtime.bundle import load_bundle
 
     load_bundle(str(config.engine.bundle), "none")
-    files = [source.password_file for source in config.sources]
-    files += [config.output.mqtt.password_file, *(hook.secret_file for hook in config.output.webhooks)]
-    for file in files:
-        if file is not None:
-            read_secret(file)
+    for file in secret_files(config):
+        read_secret(file)
     server, mqtt = config.server, config.output.mqtt
     pairs = (server.certificate_file, server.private_key_file, mqtt.certificate_file, mqtt.private_key_file)
     for name in (*pairs, mqtt.ca_file):

@@ -1,7 +1,9 @@
 """The daemon: its parts put together, started, told of new settings, and stopped.
 
-daemon = Daemon(config, reread, os.environ)
-status = asyncio.run(daemon.run())
+    daemon = Daemon(config, reread, os.environ, redactor)
+    status = asyncio.run(daemon.run())
+
+`runtime.captiond.command` does this.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from runtime.captiond.board import board_telemetry
 from runtime.captiond.bus import Bus
 from runtime.captiond.capture.launcher import Launcher
 from runtime.captiond.clock import Clock
-from runtime.captiond.config import Config, reloadable
+from runtime.captiond.config import Config, read_secret, reloadable, secret_files
 from runtime.captiond.engine.client import EngineClient
 from runtime.captiond.events import Notice
 from runtime.captiond.frugal import let_go_of_code
@@ -173,6 +176,9 @@ class Daemon:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
+            if not self._engine.answering:  # systemd would take the end of a reload for the end of the start
+                await self._reload()
+                continue
             self._notifier.reloading(self._clock.now_ns())
             await self._reload()
             self._notifier.ready(f"watching {len(self.sources)} sources with {self._engine.model}")
@@ -203,8 +209,10 @@ class Daemon:
         self.bus.publish(Notice("warning" if kept else "info", "configuration", f"the new one is {text}"))
 
     def _tell_secrets(self) -> None:
-        for secret in self.sources.secrets():
-            self._redactor.add(secret)
+        """Let the log know what must not stand in it; a file that cannot be read is told of by whoever needs it."""
+        for file in secret_files(self._config):
+            with suppress(ConfigError):
+                self._redactor.add(read_secret(file))
 
     # ---- signals and the end
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,6 @@ from runtime.captiond.http.services import SourceView
 from runtime.captiond.keeper import Keeper
 from runtime.captiond.pictures.client import Pictures
 
-_log = logging.getLogger(__name__)
 # Settings of the captioner alone: when only these change, frames go on.
 _OF_CAPTIONER = ("prompts", "rules", "captions_per_s", "priority", "weight", "paused", "scene_change")
 
@@ -57,11 +55,6 @@ class Sources(Mapping[str, SourceView]):
     def progress(self) -> Iterable[int]:
         """When each caption loop last moved, ns."""
         return [captioner.progress_ns for captioner in self._captioners.values()]
-
-    def secrets(self) -> list[str]:
-        """Passwords of the cameras, for the redactor; those that cannot be read are missing."""
-        files = [view.settings.password_file for view in self._views.values()]
-        return [secret for file in files if file is not None for secret in _readable(file)]
 
     async def apply(self, wanted: Sequence[SourceSettings]) -> None:
         """Stop what is not wanted any more, begin what is new, and change what differs; the rest is not touched."""
@@ -131,13 +124,3 @@ def _of_runner(settings: SourceSettings) -> SourceSettings:
     """The settings without those that only the captioner reads."""
     plain = SourceSettings(name=settings.name, uri=settings.uri)
     return replace(settings, **{name: getattr(plain, name) for name in _OF_CAPTIONER})
-
-
-def _readable(file: str) -> list[str]:
-    from runtime.errors import ConfigError
-
-    try:
-        return [read_secret(file)]
-    except ConfigError as problem:
-        _log.warning("%s", problem)
-        return []

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import OutputError
-from runtime.sinks import JsonlSink, TerminalSink, printable
+from runtime.printable import printable
+from runtime.sinks import JsonlSink, TerminalSink
 
 
 @given(st.text())

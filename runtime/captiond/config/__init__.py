@@ -18,6 +18,7 @@ from runtime.captiond.config.settings import (
     SourceSettings,
     TerminalSettings,
     WebhookSettings,
+    secret_files,
 )
 from runtime.captiond.config.toml_file import read_secret
 
@@ -39,4 +40,5 @@ __all__ = [
     "read_config",
     "read_secret",
     "reloadable",
+    "secret_files",
 ]

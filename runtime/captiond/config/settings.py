@@ -218,7 +218,9 @@ class LogSettings:
 class Config:
     """The whole file."""
 
-    host_name: str | None = setting(None, doc="name of this machine in topics; absent: its host name", pattern=NAME)
+    host_name: str | None = setting(
+        None, doc="name of this machine in topics; absent: its host name", pattern=NAME, reload=False
+    )
     run_dir: str | None = setting(
         None, doc="directory of the lock file; absent: $RUNTIME_DIRECTORY, else a directory in /tmp", reload=False
     )
@@ -227,3 +229,10 @@ class Config:
     sources: tuple[SourceSettings, ...] = tables(SourceSettings, "source", doc="what is watched", max_items=32)
     output: OutputSettings = table(OutputSettings, doc="where events go")
     log: LogSettings = table(LogSettings, doc="messages")
+
+
+def secret_files(config: Config) -> list[str]:
+    """The files that hold secrets: passwords of cameras and the broker, keys of webhooks."""
+    named = [source.password_file for source in config.sources]
+    named += [config.output.mqtt.password_file, *(hook.secret_file for hook in config.output.webhooks)]
+    return [file for file in named if file is not None]

@@ -25,11 +25,6 @@ class Notifier:
         self._failed = False
         self.watchdog_s = _watchdog_s(environment)
 
-    @property
-    def listening(self) -> bool:
-        """Whether there is a service manager to talk to."""
-        return bool(self._address)
-
     def ready(self, status: str) -> None:
         """The service has started."""
         self._send("READY=1", f"STATUS={one_line(status, 200)}")
